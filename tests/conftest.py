@@ -1,0 +1,31 @@
+"""One thread, nothing from the network, and a picture of transformers as it was before any test used foveate."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+import transformers.modeling_utils  # (fills the attention registry)
+from transformers import logging
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+torch.set_num_threads(1)
+logging.set_verbosity_error()
+
+REGISTRIES_BEFORE = (dict(ALL_ATTENTION_FUNCTIONS), dict(ALL_MASK_ATTENTION_FUNCTIONS))
+
+
+@pytest.fixture
+def registries_before():
+    """The attention and the mask registry of transformers, as they were before any test ran."""
+    return REGISTRIES_BEFORE
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
