@@ -1,0 +1,45 @@
+# Everything runs in .venv at the repository root. `make demo` and `make test` need Python 3.11 and nothing else.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.PHONY: help demo test lint types format bench-engine clean
+.DEFAULT_GOAL := help
+
+help:            ## This list
+	@sed -n 's/^\([a-z-]*\):.*## /\1 	/p' $(MAKEFILE_LIST) | expand -t 16
+
+demo: .venv/installed   ## Ask the embedded model about the bundled picture, dense and pruned; draws out/demo.png
+	@mkdir -p out
+	$(BIN)/foveate ask demo --overlay out/demo.png
+
+test: .venv/installed-dev   ## Run the tests
+	$(BIN)/python -m pytest
+
+lint: .venv/installed-dev   ## Check style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: .venv/installed-dev   ## Mend style and formatting
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: .venv/installed-dev   ## Check the types
+	$(BIN)/pyright
+
+bench-engine: .venv/installed   ## How close the engine comes to the ideal saving of time
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_engine.py
+
+clean:           ## Remove the environment and everything made
+	rm -rf .venv out build dist .pytest_cache .ruff_cache .hypothesis src/*.egg-info
+
+# Stamps: a second `make test` installs nothing unless the packaging has changed.
+.venv/installed: pyproject.toml constraints.txt
+	@test -x $(BIN)/python || { $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "These recipes need Python 3.11 or newer (set PYTHON=...)")' && $(PYTHON) -m venv .venv; }
+	@echo "installing into .venv (about a minute) ..."
+	$(PIP) install -c constraints.txt -e .
+	@touch $@
+
+.venv/installed-dev: .venv/installed
+	$(PIP) install -c constraints.txt -e '.[dev]'
+	@touch $@

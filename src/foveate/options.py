@@ -1,0 +1,94 @@
+"""Words of a command line become a method: `himap`, `keep1=0.25` -> HiMAP(keep1=0.25)."""
+
+import dataclasses
+import types
+from collections.abc import Sequence
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from foveate.methods import METHODS
+
+TRUTHS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
+
+def method_from(name: str, settings: Sequence[str]) -> Any:
+    """The method called `name`, its fields set from `field=value` words and typed by the dataclass.
+
+    Raises ValueError naming what there is for an unknown method or field and a value of the wrong type.
+    """
+    if name not in METHODS:
+        raise ValueError(f'there is no method "{name}"; there are {", ".join(METHODS)}')
+    method = METHODS[name]
+    hints = field_types(method)
+    values = {}
+    for word in settings:
+        field, equals, text = word.partition("=")
+        if not equals:
+            raise ValueError(f'--set needs field=value, not "{word}"; {name} has {", ".join(hints)}')
+        if field not in hints:
+            raise ValueError(f'{name} has no field "{field}"; it has {", ".join(hints)}')
+        try:
+            values[field] = parse(text, hints[field])
+        except ValueError:
+            raise ValueError(f'{name}: {field} takes {describe(hints[field])}, not "{text}"') from None
+    return method(**values)
+
+
+def field_types(method: type) -> dict[str, Any]:
+    """The fields of a method's dataclass and their types, in order."""
+    hints = get_type_hints(method)
+    return {field.name: hints[field.name] for field in dataclasses.fields(method)}
+
+
+def parse(text: str, hint: Any) -> Any:
+    """`text` as a value of the type `hint`: "64" is an int where a type takes both int and float, "64.0" a float.
+
+    A tuple is a list of words with commas. Raises ValueError if the text is no such value.
+    """
+    if get_origin(hint) in (Union, types.UnionType):
+        # The narrower type first: a count of 64 must not become the fraction 64.0.
+        members = sorted(get_args(hint), key=lambda member: (member is not int, member is not float))
+        for member in members:
+            try:
+                return parse(text, member)
+            except ValueError:
+                continue
+        raise ValueError(text)
+    if get_origin(hint) is Literal:
+        for choice in get_args(hint):
+            if text == str(choice):
+                return choice
+        raise ValueError(text)
+    if get_origin(hint) is tuple:
+        return tuple(parse(part.strip(), get_args(hint)[0]) for part in text.split(",") if part.strip())
+    if hint is bool:
+        if text.lower() not in TRUTHS:
+            raise ValueError(text)
+        return TRUTHS[text.lower()]
+    if hint is type(None):
+        if text.lower() != "none":
+            raise ValueError(text)
+        return None
+    return hint(text)
+
+
+def describe(hint: Any) -> str:
+    """A type in words that a user can act on."""
+    if get_origin(hint) in (Union, types.UnionType):
+        return " or ".join(describe(member) for member in get_args(hint))
+    if get_origin(hint) is Literal:
+        return " or ".join(str(choice) for choice in get_args(hint))
+    if get_origin(hint) is tuple:
+        return f"a comma-separated list of {describe(get_args(hint)[0])}"
+    if hint is type(None):
+        return "none"
+    return {
+        int: "a whole number",
+        float: "a number with a point",
+        bool: "true or false",
+        str: "a word",
+    }.get(hint, str(hint))
+
+
+def settings_of(method: Any) -> dict[str, Any]:
+    """The fields of a method and their values."""
+    return {field.name: getattr(method, field.name) for field in dataclasses.fields(method)}
