@@ -1,0 +1,181 @@
+"""How many tokens there are: in each layer under a schedule, in one image under a config, in the KV cache."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .shapes import DecoderShape, VisionShape, decoder_shape, vision_shape
+
+Schedule = Sequence[tuple[int, int]]  # (layer, visual tokens kept): before that layer all but so many are dropped
+Counts = Sequence[int | Sequence[int]]  # one entry per layer: a count, or a list with one count per sample
+Images = (
+    int | Sequence[Sequence[int]]
+)  # how many; or each one's (height, width) in pixels or patch grid (frames, rows, columns)
+
+BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1, "int8": 1}
+
+
+def visual_per_layer(layers: int, visual: int, schedule: Schedule = ()) -> list[int]:
+    """Visual tokens in each of `layers` decoder layers, of `visual` in the prompt.
+
+    Raises ValueError if the schedule's layers do not ascend within 0..layers-1 or a stage keeps more than there are.
+    """
+    counts, last = [visual] * layers, -1
+    for layer, kept in schedule:
+        if not last < layer < layers:
+            raise ValueError(f"Schedule layers must ascend and lie in 0..{layers - 1}; got {[s[0] for s in schedule]}.")
+        if not 0 <= kept <= counts[-1]:
+            raise ValueError(f"Before layer {layer} there are {counts[-1]} visual tokens; a stage cannot keep {kept}.")
+        counts[layer:] = [kept] * (layers - layer)
+        last = layer
+    return counts
+
+
+def tokens_per_layer(layers: int, prompt: int, visual: int, schedule: Schedule = ()) -> list[int]:
+    """All tokens in each decoder layer, of a prompt of `prompt` tokens of which `visual` are visual; text always stays."""
+    if not 0 <= visual <= prompt:
+        raise ValueError(f"A prompt of {prompt} tokens cannot hold {visual} visual tokens.")
+    return [prompt - visual + kept for kept in visual_per_layer(layers, visual, schedule)]
+
+
+def layer_average(counts: Sequence[int]) -> float:
+    """Mean over layers: the "layer-averaged tokens" by which methods that prune at different depths can be compared."""
+    return sum(counts) / len(counts)
+
+
+def kv_bytes(config: Any, lengths: Counts, dtype: Any = "bfloat16") -> int:
+    """Bytes of the KV cache (keys and values) that holds `lengths` tokens in each layer.
+
+    `dtype` is a name, a torch.dtype, or the bytes of a number. A sliding-window layer holds at most window - 1 tokens.
+    """
+    shape = decoder_shape(config)
+    size = dtype if isinstance(dtype, int) else getattr(dtype, "itemsize", None) or BYTES.get(dtype)
+    if size is None:
+        raise ValueError(f"Unknown dtype {dtype!r}; pass one of {sorted(BYTES)}, a torch.dtype, or a number's bytes.")
+    held = sum(
+        min(length, window - 1) if window else length
+        for layer, window in zip(per_sample(lengths, shape), shape.windows, strict=True)
+        for length in layer
+    )
+    return held * 2 * shape.kv_heads * shape.head_dim * size
+
+
+def per_sample(counts: Counts, shape: DecoderShape) -> list[list[int]]:
+    """Counts as lists over layers of lists over samples; ValueError if there is not one entry per layer."""
+    if len(counts) != shape.layers:
+        raise ValueError(f"This decoder has {shape.layers} layers; got counts for {len(counts)}.")
+    return [[c] if isinstance(c, int) else list(c) for c in counts]
+
+
+def visual_tokens(config: Any, size: Sequence[int] | None = None) -> int:
+    """Visual tokens of one image in the prompt, as far as the config alone tells.
+
+    Args:
+        config: a composite config or a `VisionShape`.
+        size: (height, width) in pixels or the patch grid (frames, rows, columns). Needed by models that run at an image's own
+            resolution (Qwen-VL, Pixtral) or cut it into tiles (LLaVA-NeXT, LLaVA-OneVision), ignored by those of one fixed
+            resolution. For Qwen-VL: the size within the processor's limits on pixels, which are not in the config.
+
+    Raises:
+        ValueError: the config has no vision tower, or needs a size and none was given.
+        NotImplementedError: the processor decides (InternVL, SmolVLM and Idefics3 cut large images into tiles).
+    """
+    shape = vision_shape(config)
+    if shape is None:
+        raise ValueError("A text config has no images; pass the composite config.")
+    if size is not None and shape.splits:
+        raise NotImplementedError(
+            f"The processor decides how many tiles an image becomes: pass {visual_tokens(shape)} tokens for each of them."
+        )
+    if shape.tiles:
+        return _anyres_tokens(shape, _need(size))
+    grids = patch_grids(shape, 1 if size is None else [size])
+    return sum(tower_tokens(shape, *grid) for grid in grids)
+
+
+def tower_tokens(shape: VisionShape, frames: int, rows: int, columns: int) -> int:
+    """Visual tokens that tower and projector make of one grid of patches."""
+    return frames * (rows // shape.merge) * (columns // shape.merge) + shape.projects_class_token
+
+
+def patch_grids(shape: VisionShape, images: Images) -> list[tuple[int, int, int]]:
+    """The grids of patches (frames, rows, columns) that the tower runs for these images, one per tile."""
+    if isinstance(images, int):
+        if images and (shape.side is None or shape.tiles):
+            _need(None)
+        side = shape.side or 0
+        return [(1, side, side)] * images
+    return [grid for image in images for grid in _grids(shape, tuple(image))]
+
+
+def _grids(shape: VisionShape, image: tuple[int, ...]) -> list[tuple[int, int, int]]:
+    if len(image) == 3:
+        return [(image[0], image[1], image[2])]
+    height, width = image
+    if shape.side is not None:  # resized to the fixed input, or that and tiles of the same size
+        tiles = 1
+        if shape.tiles:
+            best, pixels = _best_resolution(height, width, shape.tiles), shape.side * shape.patch
+            tiles += math.ceil(best[0] / pixels) * math.ceil(best[1] / pixels)
+        return [(1, shape.side, shape.side)] * tiles
+    unit = shape.patch * shape.merge
+    if shape.longest_side is None:
+        return [(1, round(height / unit) * shape.merge, round(width / unit) * shape.merge)]
+    shrink = max(height / shape.longest_side, width / shape.longest_side, 1.0)
+    rows, columns = (math.ceil(math.floor(s / shrink) / unit) * shape.merge for s in (height, width))
+    return [(1, rows, columns)]
+
+
+def _need(size: Sequence[int] | None) -> Sequence[int]:
+    if size is None:
+        raise ValueError(
+            "This model's visual tokens depend on the image: pass its (height, width) in pixels or its patch grid "
+            "(frames, rows, columns)."
+        )
+    return size
+
+
+def _best_resolution(height: int, width: int, choices: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """LLaVA-NeXT's choice: the resolution that shows most of the image's pixels, then the one that wastes fewest."""
+
+    def shown_and_waste(choice: tuple[int, int]) -> tuple[int, int]:
+        scale = min(choice[1] / width, choice[0] / height)
+        shown = min(int(width * scale) * int(height * scale), width * height)
+        return shown, -(choice[0] * choice[1] - shown)
+
+    return max(choices, key=shown_and_waste)
+
+
+def _anyres_tokens(shape: VisionShape, size: Sequence[int]) -> int:
+    """LLaVA-NeXT, OneVision: the small picture, then the tiles without padding, each row closed by a newline token."""
+    if len(size) != 2 or shape.side is None:
+        raise ValueError("This model cuts an image into tiles: pass its (height, width) in pixels.")
+    height, width = size
+    best = _best_resolution(height, width, shape.tiles)
+    rows, columns = (pixels // (shape.side * shape.patch) * shape.side for pixels in best)
+    if width / height > columns / rows:
+        rows -= (rows - int(round(height * (columns / width), 7))) // 2 * 2
+    else:
+        columns -= (columns - int(round(width * (rows / height), 7))) // 2 * 2
+    if shape.max_tiles is not None:
+        ratio = math.sqrt(rows * columns / (shape.max_tiles * shape.side**2))
+        if ratio > 1.1:
+            rows, columns = int(rows // ratio), int(columns // ratio)
+    return tower_tokens(shape, 1, shape.side, shape.side) + rows * columns + rows
+
+
+def images_of(inputs: Mapping[str, Any]) -> Images:
+    """What the inputs of a model's forward say about its images, in the form that `prefill` takes; 0 without images.
+
+    Reads patch grids (Qwen-VL), else image sizes (LLaVA-NeXT, Pixtral), else counts the pictures in `pixel_values`.
+    """
+    grids = [g for name in ("image_grid_thw", "video_grid_thw") if (g := inputs.get(name)) is not None]
+    if grids:
+        return [row for grid in grids for row in grid.tolist()]
+    if inputs.get("image_sizes") is not None:
+        sizes = inputs["image_sizes"]
+        return sizes.tolist() if hasattr(sizes, "tolist") else [tuple(size) for size in sizes]
+    pixels = inputs.get("pixel_values")
+    return 0 if pixels is None else math.prod(pixels.shape[:-3])
