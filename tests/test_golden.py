@@ -3,12 +3,12 @@
 from functools import cache
 from types import SimpleNamespace
 
-import golden_cases as golden
 import pytest
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlamaForCausalLM, LlavaConfig, LlavaForConditionalGeneration
 
 import foveate
+import golden_cases as golden
 
 PRUNING = golden.names("dense", "himap", "fastv_inplace", "fastv_hf", "vtw", "visi")
 WITHDRAWAL = golden.names("vtw_kl", "vtw_findk")
@@ -165,9 +165,7 @@ def test_a_llava_around_the_same_decoder_finds_the_image_by_its_token_id(name, a
     check_trace(pruned.trace, name)
     source = "decode" if "decode.logits" in t else "ref.decode"
     assert out.sequences[0, -5:-1].tolist() == t[f"{source}.next_ids"].tolist()
-    torch.testing.assert_close(
-        torch.cat(list(out.logits)), t[f"{source}.logits"], atol=golden.ATOL_LOGITS, rtol=0
-    )
+    torch.testing.assert_close(torch.cat(list(out.logits)), t[f"{source}.logits"], atol=golden.ATOL_LOGITS, rtol=0)
     assert kv_lengths(out.past_key_values) == (t["kv_lengths"] + 4).tolist()
 
 

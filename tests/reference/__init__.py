@@ -1,0 +1,1 @@
+"""Slow and obviously right: one row at a time, float64, explicit softmax, nothing dropped. Independent of foveate."""
