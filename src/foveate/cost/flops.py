@@ -1,9 +1,9 @@
 """Exact FLOPs of a multimodal LLM's prefill and decode, from shapes.
 
-Convention: a FLOP is one multiplication or one addition, so that a product of an (m, k) and a (k, n) matrix costs 2mkn. Matrix
-products are counted, convolutions among them; norms (of q and k too), rotary embeddings, activations and softmax are not. Attention
-is counted dense, queries x keys, as torch's FlopCounterMode does and as a kernel without causal skipping computes it; a sliding
-window makes it cheaper in decode only. Padding is not counted.
+Convention: a FLOP is one multiplication or one addition, so that the product of an (m, k) and a (k, n) matrix costs
+2mkn. Matrix products are counted, convolutions among them; norms (of q and k too), rotary embeddings, activations and
+softmax are not. Attention is counted dense, queries x keys, as torch's FlopCounterMode does and as a kernel without
+causal skipping computes it; a sliding window makes it cheaper in decode only. Padding is not counted.
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ def prefill(
     Args:
         config: a composite or text config, or a `DecoderShape`.
         tokens: tokens in each decoder layer (system, text and visual), a count or one count per sample.
-        scored: {layer: attention rows that the method computes there}, a count or one count per sample; a row costs a product
-            with each key of the layer in all heads. VisiPruner's influences cost as much as two more rows.
-        images: how many images (or tiles, where a model cuts its images) of the config's own size, or for each its (height, width)
-            in pixels or its patch grid (frames, rows, columns); 0 leaves the vision tower out.
+        scored: {layer: attention rows that the method computes there}, a count or one count per sample; a row costs a
+            product with each key of the layer in all heads. VisiPruner's influences cost as much as two more rows.
+        images: how many images (or tiles, where a model cuts its images) of the config's own size, or for each its
+            (height, width) in pixels or its patch grid (frames, rows, columns); 0 leaves the vision tower out.
         logits: positions per sample that go through the LM head; `generate` computes the last one only.
         vision: a `VisionShape` to go with a `DecoderShape`; otherwise the config's own.
     """
@@ -73,8 +73,8 @@ def prefill(
 def decode(config: Any, keys: Counts, steps: int = 1) -> Flops:
     """FLOPs of `steps` decode steps of one token per sample.
 
-    `keys` is, for each layer (and sample), how many keys the first of these tokens attends to, itself included: the prompt's tokens
-    in that layer plus one. Every step adds one; a sliding-window layer sees at most its window.
+    `keys` is, for each layer (and sample), how many keys the first of these tokens attends to, itself included: the
+    prompt's tokens in that layer plus one. Every step adds one; a sliding-window layer sees at most its window.
     """
     shape = decoder_shape(config)
     layers = per_sample(keys, shape)

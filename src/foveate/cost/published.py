@@ -20,7 +20,7 @@ class PaperShape:
 
 
 def himap(n: int, d: int, m: int) -> int:
-    """Multiply-adds of one layer, HiMAP (arXiv 2503.13108) Eq. 10 = FastV (arXiv 2403.06764) Eq. 5: two FFN matrices."""
+    """Multiply-adds of one layer: HiMAP (arXiv 2503.13108) Eq. 10, FastV (arXiv 2403.06764) Eq. 5; two FFN matrices."""
     return 4 * n * d**2 + 2 * n**2 * d + 2 * n * d * m
 
 

@@ -1,7 +1,7 @@
 """A transformers config, read once into plain numbers: the only file of `cost` that knows attribute names and families.
 
-`decoder_shape` and `vision_shape` turn a config into a frozen `DecoderShape` / `VisionShape`; the rest of this package is arithmetic
-on those two. A model that is not listed here can still be costed: fill in the two dataclasses by hand.
+`decoder_shape` and `vision_shape` turn a config into a frozen `DecoderShape` / `VisionShape`; the rest of this package
+is arithmetic on those two. A model that is not listed here can still be costed: fill in the two dataclasses by hand.
 """
 
 from __future__ import annotations
@@ -11,37 +11,17 @@ from typing import Any
 
 # Decoders of (grouped-query) attention and a gated FFN: gate, up and down matrices. The tests run every one of these.
 GATED = {
-    *(
-        "cohere",
-        "cohere2",
-        "gemma",
-        "gemma2",
-        "gemma3_text",
-        "glm",
-        "glm4",
-        "granite",
-        "helium",
-        "llama",
-        "ministral",
-        "mistral",
-    ),
-    *("olmo", "olmo2", "phi3", "qwen2", "qwen2_vl_text", "qwen2_5_vl_text", "qwen3", "qwen3_vl_text", "smollm3"),
-}
+    "cohere", "cohere2", "gemma", "gemma2", "gemma3_text", "glm", "glm4", "granite", "llama", "ministral", "mistral",
+    "olmo", "olmo2", "phi3", "qwen2", "qwen2_vl_text", "qwen2_5_vl_text", "qwen3", "qwen3_vl_text", "smollm3",
+}  # fmt: skip
 PLAIN = {"phi", "starcoder2"}  # the same with an FFN of two matrices
 MIXTURES = {"mixtral", "qwen2_moe", "qwen3_moe", "qwen3_vl_moe_text"}  # gated experts behind a router
 
 GATED_TOWERS = {"pixtral", "qwen2_5_vl_vision"}
 PLAIN_TOWERS = {
-    *(
-        "clip_vision_model",
-        "idefics3_vision",
-        "internvl_vision",
-        "qwen2_vl_vision",
-        "qwen3_vl_moe_vision",
-        "qwen3_vl_vision",
-    ),
-    *("siglip_vision_model", "smolvlm_vision"),
-}
+    "clip_vision_model", "idefics3_vision", "internvl_vision", "qwen2_vl_vision", "qwen3_vl_moe_vision",
+    "qwen3_vl_vision", "siglip_vision_model", "smolvlm_vision",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -84,7 +64,7 @@ class VisionShape:
 
 
 def decoder_shape(config: Any) -> DecoderShape:
-    """The decoder of a composite config (`LlavaConfig`) or a text config (`LlamaConfig`); a `DecoderShape` passes through.
+    """The decoder of a composite (`LlavaConfig`) or a text config (`LlamaConfig`); a `DecoderShape` passes through.
 
     Raises NotImplementedError for a decoder whose layers are not attention plus FFN as counted here.
     """
@@ -143,37 +123,36 @@ def vision_shape(config: Any) -> VisionShape | None:
     if kind not in GATED_TOWERS | PLAIN_TOWERS:
         raise NotImplementedError(f"No cost model for the tower {kind!r}; pass a cost.VisionShape that describes it.")
     native = "qwen" in kind or kind == "pixtral"  # runs at the image's own resolution
-    patch = _side(tower.patch_size)
     d = tower.embed_dim if kind == "qwen2_vl_vision" else tower.hidden_size
     width = int(d * tower.mlp_ratio) if kind == "qwen2_vl_vision" else tower.intermediate_size
+    patch = _side(tower.patch_size)
     side = None if native else _side(tower.image_size) // patch
+    channels = tower.in_channels if "qwen" in kind else tower.num_channels
     merge, projector = _projector(config, d, side)
-    full = getattr(config, "vision_feature_select_strategy", "default") == "full"
     class_token = kind in ("clip_vision_model", "internvl_vision")
+    strategy = getattr(config, "vision_feature_select_strategy", None)
     aspect = getattr(config, "vision_aspect_ratio", "")
     return VisionShape(
         hidden=d,
         ffn=(3 if kind in GATED_TOWERS else 2) * d * width,
         windows=_tower_windows(tower, patch),
         patch=patch,
-        patch_inputs=getattr(tower, "in_channels", None or getattr(tower, "num_channels", 3))
-        * _side(getattr(tower, "temporal_patch_size", 1))
-        * patch**2,
+        patch_inputs=channels * _side(getattr(tower, "temporal_patch_size", 1)) * patch**2,
         class_token=class_token,
         pooling_head=width if getattr(tower, "vision_use_head", False) else 0,
         merge=merge,
         projector=projector,
-        projects_class_token=class_token and full,
+        projects_class_token=class_token and strategy == "full",
         side=side,
         longest_side=_side(tower.image_size) if kind == "pixtral" else None,
-        tiles=tuple((h, w) for h, w in getattr(config, "image_grid_pinpoints", None) or ()),
+        tiles=tuple((height, width) for height, width in getattr(config, "image_grid_pinpoints", None) or ()),
         max_tiles=int(aspect.removeprefix("anyres_max_")) if aspect.startswith("anyres_max_") else None,
         splits=config.model_type in ("internvl", "idefics3", "smolvlm"),
     )
 
 
 def _projector(config: Any, d: int, side: int | None) -> tuple[int, int]:
-    """(patches a side that make one visual token, multiply-adds per visual token) of what joins a tower of width d to the text."""
+    """What joins a tower of width d to the text: (patches a side that make one visual token, multiply-adds for it)."""
     kind, tower, text = config.model_type, config.vision_config, config.get_text_config().hidden_size
     if kind in ("llava", "llava_next", "llava_onevision", "vipllava"):
         chosen = getattr(config, "vision_feature_layers", None) or config.vision_feature_layer

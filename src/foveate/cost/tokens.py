@@ -34,7 +34,7 @@ def visual_per_layer(layers: int, visual: int, schedule: Schedule = ()) -> list[
 
 
 def tokens_per_layer(layers: int, prompt: int, visual: int, schedule: Schedule = ()) -> list[int]:
-    """All tokens in each decoder layer, of a prompt of `prompt` tokens of which `visual` are visual; text always stays."""
+    """All tokens in each decoder layer, of a prompt of `prompt` tokens, `visual` of them visual; text always stays."""
     if not 0 <= visual <= prompt:
         raise ValueError(f"A prompt of {prompt} tokens cannot hold {visual} visual tokens.")
     return [prompt - visual + kept for kept in visual_per_layer(layers, visual, schedule)]
@@ -74,9 +74,9 @@ def visual_tokens(config: Any, size: Sequence[int] | None = None) -> int:
 
     Args:
         config: a composite config or a `VisionShape`.
-        size: (height, width) in pixels or the patch grid (frames, rows, columns). Needed by models that run at an image's own
-            resolution (Qwen-VL, Pixtral) or cut it into tiles (LLaVA-NeXT, LLaVA-OneVision), ignored by those of one fixed
-            resolution. For Qwen-VL: the size within the processor's limits on pixels, which are not in the config.
+        size: (height, width) in pixels or the patch grid (frames, rows, columns). Needed by models that run at an
+            image's own resolution (Qwen-VL, Pixtral) or cut it into tiles (LLaVA-NeXT, LLaVA-OneVision), ignored by
+            those of one fixed resolution. For Qwen-VL: a size within the processor's limits, which no config holds.
 
     Raises:
         ValueError: the config has no vision tower, or needs a size and none was given.
@@ -87,7 +87,7 @@ def visual_tokens(config: Any, size: Sequence[int] | None = None) -> int:
         raise ValueError("A text config has no images; pass the composite config.")
     if size is not None and shape.splits:
         raise NotImplementedError(
-            f"The processor decides how many tiles an image becomes: pass {visual_tokens(shape)} tokens for each of them."
+            f"The processor decides how many tiles an image becomes: pass {visual_tokens(shape)} tokens for each."
         )
     if shape.tiles:
         return _anyres_tokens(shape, _need(size))
@@ -166,16 +166,28 @@ def _anyres_tokens(shape: VisionShape, size: Sequence[int]) -> int:
     return tower_tokens(shape, 1, shape.side, shape.side) + rows * columns + rows
 
 
-def images_of(inputs: Mapping[str, Any]) -> Images:
+def images_of(config: Any, inputs: Mapping[str, Any]) -> Images:
     """What the inputs of a model's forward say about its images, in the form that `prefill` takes; 0 without images.
 
-    Reads patch grids (Qwen-VL), else image sizes (LLaVA-NeXT, Pixtral), else counts the pictures in `pixel_values`.
+    Raises NotImplementedError for videos that come without patch grids.
     """
     grids = [g for name in ("image_grid_thw", "video_grid_thw") if (g := inputs.get(name)) is not None]
-    if grids:
+    if grids:  # Qwen-VL
         return [row for grid in grids for row in grid.tolist()]
-    if inputs.get("image_sizes") is not None:
-        sizes = inputs["image_sizes"]
-        return sizes.tolist() if hasattr(sizes, "tolist") else [tuple(size) for size in sizes]
-    pixels = inputs.get("pixel_values")
-    return 0 if pixels is None else math.prod(pixels.shape[:-3])
+    if inputs.get("pixel_values_videos") is not None:
+        raise NotImplementedError(
+            "Videos without patch grids: pass images as the number of frames that the tower runs."
+        )
+    shape, pixels, sizes = vision_shape(config), inputs.get("pixel_values"), inputs.get("image_sizes")
+    if shape is None or pixels is None:
+        return 0
+    if sizes is None:
+        # SmolVLM fills a batch up with empty images, which its tower skips.
+        return int(pixels.flatten(2).any(-1).sum()) if pixels.ndim == 5 else len(pixels)
+    sizes = [tuple(map(int, size)) for size in sizes]
+    if shape.side is None:  # Pixtral: sizes after the processor
+        return [(1, height // shape.patch, width // shape.patch) for height, width in sizes]
+    groups = inputs.get("batch_num_images")  # LLaVA-OneVision does not cut images that come in company
+    alone = [True] * len(sizes) if groups is None else [n == 1 for n in map(int, groups) for _ in range(n)]
+    whole = (1, shape.side, shape.side)
+    return [size if single else whole for size, single in zip(sizes, alone, strict=True)]
