@@ -1,0 +1,31 @@
+"""`prune`: the one function most users call."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from foveate.methods import Method, by_name
+from foveate.pruning.engine import Pruned
+
+
+def prune(model: PreTrainedModel, method: Method | str, visual: Tensor | None = None) -> Pruned:
+    """Drop visual tokens at chosen decoder layers of a model, while it reads a prompt.
+
+        with foveate.prune(model, foveate.HiMAP()) as pruned:
+            ids = model.generate(**inputs)
+        print(pruned.trace)
+
+    Without `with` it lasts until `.remove()`. Nothing is left behind on the model.
+
+    Args:
+        model: a transformers model whose prompts hold one token per visual feature.
+        method: a method of `foveate.methods`, or its name for the published defaults.
+        visual: (B, L) bool, where the visual tokens of the prompt are; only for calls with `inputs_embeds`, otherwise
+            the token ids tell.
+
+    Raises:
+        ValueError: unknown method, a layer out of range, or a model that is being pruned already.
+        NotImplementedError: a model whose visual tokens cannot be dropped.
+    """
+    return Pruned(model, by_name(method)() if isinstance(method, str) else method, visual)

@@ -1,0 +1,115 @@
+"""The few true differences between model families, and the gate for what cannot be pruned."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from foveate.pruning.stages import Stage
+
+
+def decoder_of(model: PreTrainedModel) -> PreTrainedModel:
+    """The module whose `layers` the text and visual tokens of a prompt run through.
+
+    Raises:
+        NotImplementedError: visual tokens cannot leave this model, with the reason.
+    """
+    config = model.config.get_text_config()
+    if getattr(config, "cross_attention_layers", None):
+        raise NotImplementedError(
+            f"{type(model).__name__} reads images by cross-attention, its prompt holds no visual tokens to drop. "
+            "Use a model that puts them there, such as LLaVA, Qwen-VL, InternVL or SmolVLM"
+        )
+    if model.config.is_encoder_decoder:
+        raise NotImplementedError(f"{type(model).__name__} is an encoder-decoder; foveate prunes decoder-only models")
+    decoder = model.get_decoder()
+    if not isinstance(getattr(decoder, "layers", None), nn.ModuleList):
+        raise NotImplementedError(
+            f"{type(model).__name__} has no list of decoder layers; foveate needs `get_decoder().layers`"
+        )
+    unknown = set(layer_kinds(config)) - {"full_attention", "sliding_attention"}
+    if unknown:
+        raise NotImplementedError(
+            f"{type(model).__name__} has {', '.join(sorted(unknown))} layers; foveate prunes attention layers"
+        )
+    return decoder
+
+
+def layer_kinds(config: PretrainedConfig) -> list[str]:
+    """The kind of attention of every decoder layer, as in `config.layer_types`."""
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None:
+        kinds = [
+            "sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"
+        ] * config.num_hidden_layers
+    return list(kinds)
+
+
+def check_prompt(config: PretrainedConfig, length: int) -> None:
+    """Refuse a prompt that a sliding window would cut: the window would count survivors instead of positions.
+
+    Raises:
+        NotImplementedError: the prompt is longer than the window.
+    """
+    window = getattr(config, "sliding_window", None)
+    if "sliding_attention" in layer_kinds(config) and window is not None and length > window:
+        raise NotImplementedError(
+            f"a prompt of {length} tokens is longer than this model's sliding window of {window}: "
+            "use fewer or smaller images, or run it without pruning"
+        )
+
+
+def visual_ids(config: PretrainedConfig) -> list[int]:
+    """The token ids that stand for one image or video feature each in a prompt."""
+    names = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
+    return sorted({value for name in names if isinstance(value := getattr(config, name, None), int)})
+
+
+def adapt(decoder: nn.Module, stage: Callable[[], Stage | None]) -> Callable[[], None]:
+    """Make what a decoder does between its layers right for survivors; returns the undo.
+
+    Qwen3-VL (DeepStack) adds visual features to the visual tokens after each of its first layers, at the positions they
+    have in the whole prompt; once a `stage` is in force the survivors get their own share.
+    """
+    process = getattr(decoder, "_deepstack_process", None)
+    if process is None:
+        return lambda: None
+
+    def of_survivors(hidden: Tensor, visual: Tensor, features: Tensor) -> Tensor:
+        live = stage()
+        if live is None:
+            return process(hidden, visual, features)
+        index, here = live.index.to(visual.device), live.layout.visual.to(visual.device)
+        there = torch.zeros_like(visual).scatter(1, index, here)  # (B, L): the survivors among all visual tokens
+        return process(hidden, here, features[there[visual].to(features.device)])
+
+    decoder._deepstack_process = of_survivors
+    return lambda: decoder.__dict__.pop("_deepstack_process", None)
+
+
+def grids(model: PreTrainedModel, inputs: Mapping[str, Tensor], count: int) -> list[tuple[int, int]]:
+    """Rows and columns of visual tokens of each image of a single prompt, row by row from the top left.
+
+    Args:
+        inputs: what the processor made of it.
+        count: how many visual tokens the prompt has.
+
+    Raises:
+        NotImplementedError: they form no grid that can be told from the inputs, as with crops or frames.
+    """
+    thw = inputs.get("image_grid_thw")
+    if thw is not None:  # the Qwen family says it, in patches before merging
+        merge = model.config.vision_config.spatial_merge_size
+        found = [(int(height) // merge, int(width) // merge) for _, height, width in thw]
+    else:
+        pixels = inputs.get("pixel_values")
+        images = 1 if pixels is None else pixels.shape[0] if pixels.ndim == 4 else pixels.shape[1]
+        side = math.isqrt(count // images)
+        found = [(side, side)] * images
+    if sum(rows * columns for rows, columns in found) != count:
+        raise NotImplementedError(f"the {count} visual tokens of a {type(model).__name__} prompt form no known grid")
+    return found

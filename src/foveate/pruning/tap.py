@@ -1,0 +1,251 @@
+"""The read point: q, k, v and output of single attention layers, while the user's own kernel computes them."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import PretrainedConfig
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from foveate.pruning.cut import pack, take
+
+CHUNK = 256  # query rows whose probabilities exist at one time
+
+
+class Attention:
+    """What one attention layer computed over the M survivors of a prompt. Only rows that are asked for exist.
+
+    Attributes:
+        query: (B, H, M, d) after norm and rope. key, value: (B, H_kv, M, d).
+        output: (B, M, H, d), the heads before the output projection.
+        real: (B, M) bool, False on padding and filler.
+        scored: rows computed so far; what `influence` does beside is worth two more.
+    """
+
+    def __init__(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        output: Tensor,
+        mask: Tensor | None,
+        real: Tensor,
+        scaling: float,
+    ):
+        length = query.shape[2]
+        self.query, self.output, self.real, self.scaling = query, output, real.to(query.device), scaling
+        self.key, self.value = key[:, :, :length], value[:, :, :length]  # a static cache is longer than the prompt
+        self.mask = mask
+        self.scored = 0
+
+    def rows(self, index: Tensor) -> Tensor:
+        """Attention probabilities of the query rows at `index` (B, R): (B, H, R, M) float32."""
+        self.scored += index.shape[1]
+        index = index.to(self.query.device)
+        query, key = take(self.query, index, 2), self.key
+        batch, heads, rows, size = query.shape
+        query = query.reshape(batch, key.shape[1], -1, size)  # (B, H_kv, H / H_kv * R, d): a group shares its keys
+        scores = (query @ key.mT).view(batch, heads, rows, -1).float() * self.scaling  # (B, H, R, M)
+        return scores.masked_fill(~allowed(self.mask, index, key.shape[2]), torch.finfo(scores.dtype).min).softmax(-1)
+
+    def received(self, readers: Tensor, itself: bool = True) -> Tensor:
+        """Head-mean attention that each token receives from the rows `readers` (B, M) bool, summed: (B, M) float32.
+
+        With `itself=False` what a token pays to itself does not count.
+        """
+        index, valid = pack(readers.to(self.query.device))
+        total = self.query.new_zeros(self.real.shape, dtype=torch.float32)
+        for start in range(0, index.shape[1], CHUNK):
+            chunk = index[:, start : start + CHUNK]
+            rows = self.rows(chunk).mean(1)  # (B, r, M)
+            if not itself:
+                rows = rows.scatter(2, chunk[..., None], 0.0)
+            if valid is not None:
+                rows = rows * valid[:, start : start + CHUNK, None]
+            total += rows.sum(1)
+        return total
+
+    def sent(self, senders: Tensor, to: Tensor) -> Tensor:
+        """Head-mean attention that each token of `senders` pays to the columns `to`, (B, M) bool each: (B, M) float32.
+
+        Zero for tokens that are no senders.
+        """
+        index, valid = pack(senders.to(self.query.device))
+        total = self.query.new_zeros(self.real.shape, dtype=torch.float32)
+        for start in range(0, index.shape[1], CHUNK):
+            chunk = index[:, start : start + CHUNK]
+            paid = (self.rows(chunk).mean(1) * to[:, None]).sum(-1)  # (B, r)
+            if valid is not None:
+                paid = paid * valid[:, start : start + CHUNK]
+            total.scatter_add_(1, chunk, paid)
+        return total
+
+    def last(self) -> Tensor:
+        """Attention probabilities of the last prompt row, (B, H, M) float32."""
+        return self.rows(self._last)[:, :, 0]
+
+    def influence(self) -> tuple[Tensor, Tensor]:
+        """How much of the last prompt row's output each token accounts for (VisiPruner, arXiv 2510.17205).
+
+        With O the last row's output (heads concatenated) and c_i = A[last, i] v_i the part that comes from token i:
+
+        Returns:
+            cosine: (B, M) float32, cos(O - c_i, O). norm: (B, M) float32, ||c_i||.
+            Both come from per-head scalars; no M x hidden tensor exists.
+        """
+        batch, heads, length = self.output.shape[0], self.output.shape[2], self.real.shape[1]
+        weight = self.last()  # (B, H, M)
+        self.scored += 2  # its two products with the values cost what a row does
+        value = self.value.float()  # (B, H_kv, M, d)
+        output = take(self.output, self._last, 1)[:, 0].float()  # (B, H, d)
+        grouped = output.reshape(batch, value.shape[1], -1, value.shape[-1])  # (B, H_kv, H / H_kv, d)
+        along = (grouped @ value.mT).view(batch, heads, length)  # (B, H, M): <v_hi, O_h>
+        size = value.square().sum(-1).repeat_interleave(heads // value.shape[1], dim=1)  # (B, H, M): ||v_hi||^2
+        dot = (weight * along).sum(1)  # (B, M): <c_i, O>
+        norm2 = (weight.square() * size).sum(1)  # (B, M): ||c_i||^2
+        whole2 = output.square().sum((1, 2))[:, None]  # (B, 1): ||O||^2
+        without2 = (whole2 - 2 * dot + norm2).clamp_min(torch.finfo(norm2.dtype).tiny)
+        cosine = (whole2 - dot) / (whole2 * without2).sqrt()
+        return cosine, norm2.sqrt()
+
+    @property
+    def _last(self) -> Tensor:
+        """(B, 1): prompts end in the last column, padding is on the left."""
+        return torch.full((len(self.real), 1), self.real.shape[1] - 1, device=self.query.device)
+
+
+@dataclass(frozen=True, eq=False)
+class Edit:
+    """An edit of attention after the softmax, nothing renormalised: some rows get nothing from some columns.
+
+    Attributes:
+        rows, columns: (B, M) bool. Entries of `columns` in `rows` count as zero.
+        into: (B,) long, a column that receives what its row lost; None: the mass is lost.
+    """
+
+    rows: Tensor
+    columns: Tensor
+    into: Tensor | None = None
+
+    def values(self, value: Tensor) -> Tensor:
+        """The value vectors (B, H, M, d) that the rows really read: the edit of A is one of V, A V' = A' V."""
+        lost = torch.zeros_like(value) if self.into is None else take(value, self.into[:, None], 2).expand_as(value)
+        return torch.where(self.columns[:, None, :, None], lost, value)
+
+
+class Tap:
+    """Shows the attention of chosen layers to the engine, for one forward pass.
+
+    A tapped layer is given its own copy of the config that names this tap as its attention implementation, and gets its
+    config back as soon as it is called. All other layers, and the model's masks, never notice.
+    """
+
+    def __init__(self):
+        self.name = f"foveate_{id(self):x}"
+        self.configs: dict[nn.Module, PretrainedConfig] = {}
+        self.edits: Callable[[torch.device], Sequence[Edit]] | None = None  # of the next tapped layer
+        self.seen: Callable[[Tensor], Attention] | None = None  # of the last tapped layer
+
+    def open(self, modules: Iterable[nn.Module]) -> None:
+        """Tap these attention modules until each has been called once, or `close`."""
+        self.close()
+        ALL_ATTENTION_FUNCTIONS[self.name] = self.attend  # in this process' local mapping, until `close`
+        for module in modules:
+            self.configs[module] = module.config
+            module.config = copy.copy(module.config)
+            module.config._attn_implementation_internal = self.name
+
+    def close(self) -> None:
+        """Give every config back and forget what was seen."""
+        for module in list(self.configs):
+            self._restore(module)
+        self.edits = self.seen = None
+        if self.name in ALL_ATTENTION_FUNCTIONS:
+            del ALL_ATTENTION_FUNCTIONS[self.name]
+
+    def attend(
+        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs
+    ) -> tuple[Tensor, Tensor | None]:
+        """An attention function of transformers: the user's own, then remember what went in and came out."""
+        self._restore(module)
+        for name in ("softcap", "s_aux", "position_bias"):
+            if kwargs.get(name) is not None:
+                raise NotImplementedError(
+                    f"attention with {name!r} is not plain softmax(QK)V: use a method that reads no attention, like VTW"
+                )
+        kernel, scaling = attention_function(module), kwargs["scaling"]
+
+        def plain(n: int) -> Tensor:
+            part = mask if mask is None else mask[:, :n] if mask.ndim == 2 else mask[..., :n, :n]
+            return kernel(module, query[:, :, :n], key[:, :, :n], value[:, :, :n], part, **kwargs)[0]
+
+        if self.edits is None:
+            output, weights = kernel(module, query, key, value, mask, **kwargs)
+        else:
+            edits, self.edits, weights = self.edits(query.device), None, None
+            output = edited_output(query, key, value, mask, edits, scaling, plain)
+        self.seen = lambda real: Attention(query, key, value, output, mask, real, scaling)
+        return output, weights
+
+    def attention(self, real: Tensor) -> Attention | None:
+        """What the last tapped layer computed, over survivors of which `real` (B, M) are no filler; None if none was."""
+        return None if self.seen is None else self.seen(real)
+
+    def _restore(self, module: nn.Module) -> None:
+        module.config = self.configs.pop(module)
+
+
+def attention_function(module: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    """The kernel that an attention module's config names; "eager" is a function of its modeling file."""
+    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    return ALL_ATTENTION_FUNCTIONS.get_interface(module.config._attn_implementation, eager)
+
+
+def edited_output(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    edits: Sequence[Edit],
+    scaling: float,
+    plain: Callable[[int], Tensor],
+) -> Tensor:
+    """The output (B, M, H, d) of a layer whose attention is edited.
+
+    Edited rows go through torch's scaled_dot_product_attention with edited values. The rows before them see nothing
+    after themselves, so `plain(n)`, the user's kernel on the first n tokens, serves them.
+    """
+    length = query.shape[2]
+    key, value = key[:, :, :length], value[:, :, :length]
+    touched = torch.stack([edit.rows for edit in edits]).any(0).all(0)  # (M,)
+    start = length - int(touched.flip(0).cumprod(0).sum())  # all rows from here on are edited
+    output = query.new_zeros(query.shape[0], length, query.shape[1], value.shape[-1])  # (B, M, H, d)
+    if start:
+        output[:, :start] = plain(start)
+    for edit in edits:
+        index, valid = pack(edit.rows)  # (B, R)
+        rows = scaled_dot_product_attention(
+            take(query, index, 2), key, edit.values(value), allowed(mask, index, length), scale=scaling, enable_gqa=True
+        ).transpose(1, 2)  # (B, R, H, d)
+        if valid is not None:
+            rows = torch.where(valid[..., None, None], rows, take(output, index, 1))
+        output.scatter_(1, index[..., None, None].expand_as(rows), rows)
+    return output
+
+
+def allowed(mask: Tensor | None, index: Tensor, length: int) -> Tensor:
+    """Which of `length` columns the query rows at `index` (B, R) may read, (B, 1, R, length) bool.
+
+    From whatever mask the kernel was given: 4-D, 2-D padding (flash attention) or None, which is plain causality.
+    """
+    if mask is not None and mask.ndim == 4:
+        rows = take(mask[..., :length], index, 2)
+        return rows if rows.dtype == torch.bool else rows == 0
+    causal = torch.arange(length, device=index.device) <= index[..., None]  # (B, R, length)
+    return (causal if mask is None else causal & mask[:, None, :length].bool())[:, None]

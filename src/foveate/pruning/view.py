@@ -1,0 +1,75 @@
+"""What a method sees before a decoder layer, and what it is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from foveate.pruning.layout import Layout
+from foveate.pruning.tap import Attention, Edit
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """The M survivors of a batch of prompts on their way into decoder layer `layer`.
+
+    Attributes:
+        layout: which survivor is visual, system, instruction or (none of them) padding.
+        position: (B, M) long, the columns of `input_ids` they came from.
+        hidden: (B, M, D), the hidden states.
+        seen: what layer `layer - 1` computed over them; None for a method that does not read attention.
+    """
+
+    layer: int
+    layout: Layout
+    position: Tensor
+    hidden: Tensor
+    seen: Attention | None
+
+    @property
+    def visual(self) -> Tensor:
+        """Which survivors are visual tokens, (B, M) bool."""
+        return self.layout.visual
+
+    @property
+    def attention(self) -> Attention:
+        """What layer `layer - 1` computed over the survivors.
+
+        Raises:
+            ValueError: the method did not ask to read attention.
+        """
+        if self.seen is None:
+            raise ValueError("attention is shown to methods that set `reads = True` only")
+        return self.seen
+
+
+class Decide(Protocol):
+    """Answers a view with the visual tokens to keep, (B, M) bool (other entries are ignored), or None for all."""
+
+    def __call__(self, view: View) -> Tensor | None: ...
+
+
+class Pruner(Protocol):
+    """What the engine asks of a method. `foveate.methods.Method` has the defaults."""
+
+    name: str
+    reads: bool  # whether views carry the attention of the layer before
+
+    def cuts(self, layers: int) -> Sequence[int]:
+        """The layers, of `layers`, before which to decide."""
+        ...
+
+    def start(self) -> Decide:
+        """A decision function for one batch of prompts; whatever it has to remember between layers is its own."""
+        ...
+
+    def edited(self, layers: int) -> Sequence[int]:
+        """The layers whose attention is edited while the prompt is read."""
+        ...
+
+    def edits(self, layer: int, layout: Layout) -> list[Edit]:
+        """How the attention of `layer` is edited."""
+        ...
