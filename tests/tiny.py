@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import (
     CLIPVisionConfig,
     LlamaConfig,
+    LlamaForCausalLM,
     LlavaConfig,
     LlavaForConditionalGeneration,
     Qwen2_5_VLConfig,
@@ -172,3 +173,19 @@ def randomise(net: torch.nn.Module) -> None:
         else:
             sharper = 1.7 if "q_proj" in name or "k_proj" in name else 1.0
             p.copy_(sharper * noise / p[0].numel() ** 0.5)
+
+
+def text_model(attention: str) -> LlamaForCausalLM:
+    """A bare language model, new at every call."""
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=WIDTH,
+        intermediate_size=96,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        num_key_value_heads=HEADS,
+        pad_token_id=PAD,
+    )
+    net = LlamaForCausalLM._from_config(config, attn_implementation=attention)
+    randomise(net)
+    return net.eval()

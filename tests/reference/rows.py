@@ -118,3 +118,16 @@ def mrope_positions(row: Any, placeholder: int) -> Tensor:
         positions += [(now, now + y, now + x) for y in range(height) for x in range(width)]
         now, i = now + max(height, width), i + height * width
     return torch.tensor(positions).T
+
+
+def beam_search(given: Input, rule: Rule, beams: int, steps: int) -> tuple[list[int], float]:
+    """The best of `beams` beams without an end token, and its mean log probability per token."""
+    running: list[tuple[float, list[int]]] = [(0.0, [])]
+    for _ in range(steps):
+        grown = []
+        for score, tokens in running:
+            log_p = pruned_run(given, rule, tokens).run.logits[-1].log_softmax(-1)
+            grown += [(score + float(log_p[t]), [*tokens, int(t)]) for t in log_p.topk(beams).indices]
+        running = sorted(grown, key=lambda candidate: -candidate[0])[:beams]
+    score, tokens = running[0]
+    return tokens, score / steps

@@ -1,8 +1,8 @@
 """The methods' rules, spelled out for one row with explicit loops over tokens.
 
 A rule is told, before each layer, what the earlier layers did, and answers with the visual tokens that are still
-there. `edit` may change a layer's attention after the softmax; it is shown the prompt's rows only. A rule remembers what
-it has seen: one rule, one run.
+there. `edit` may change a layer's attention after the softmax; it is shown the prompt's rows only. A rule remembers
+what it has seen: one rule, one run.
 """
 
 from dataclasses import dataclass, field
