@@ -107,9 +107,10 @@ def _head(shape: DecoderShape, positions: int) -> int:
 def _scoring(shape: DecoderShape, layers: list[list[int]], scored: Mapping[int, int | Sequence[int]]) -> int:
     products = 0
     for layer, rows in scored.items():
-        keys = layers[layer]
-        each = [rows] * len(keys) if isinstance(rows, int) else rows
-        products += sum(r * k for r, k in zip(each, keys, strict=True))
+        if not 0 <= layer < shape.layers:
+            raise ValueError(f"Scored layer {layer} does not exist; this decoder has layers 0..{shape.layers - 1}.")
+        each = rows if isinstance(rows, Sequence) else [rows] * len(layers[layer])
+        products += sum(r * keys for r, keys in zip(each, layers[layer], strict=True))
     return 2 * products * shape.heads * shape.head_dim
 
 

@@ -1,4 +1,8 @@
-"""FLOPs as papers print them, and why those figures differ from `cost.prefill`."""
+"""FLOPs as papers compute them.
+
+All three formulas count a decoder with as many key as query heads; none counts the vision tower, the LM head, decode
+or the method's own scoring.
+"""
 
 from __future__ import annotations
 

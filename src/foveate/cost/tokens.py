@@ -66,7 +66,7 @@ def per_sample(counts: Counts, shape: DecoderShape) -> list[list[int]]:
     """Counts as lists over layers of lists over samples; ValueError if there is not one entry per layer."""
     if len(counts) != shape.layers:
         raise ValueError(f"This decoder has {shape.layers} layers; got counts for {len(counts)}.")
-    return [[c] if isinstance(c, int) else list(c) for c in counts]
+    return [[int(n) for n in c] if isinstance(c, Sequence) else [int(c)] for c in counts]
 
 
 def visual_tokens(config: Any, size: Sequence[int] | None = None) -> int:
