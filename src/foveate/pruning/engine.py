@@ -274,7 +274,7 @@ class Pruned:
 
 
 def forget_compiled(model: nn.Module) -> None:
-    """Drop compiled graphs of the model: torch.compile does not watch hooks, and would reuse a graph made without them."""
+    """Drop the model's compiled graphs: torch.compile does not watch hooks and would reuse one made without them."""
     if any("_compiled_call" in vars(module) or module._compiled_call_impl is not None for module in model.modules()):
         torch._dynamo.reset()
 

@@ -90,7 +90,7 @@ class Trace:
 
     @property
     def flops(self) -> int:
-        """Exact FLOPs (two per multiply-add) of the decoder and LM head over this prompt, whole batch, scoring included.
+        """Exact FLOPs (two per multiply-add) of decoder and LM head over this prompt, whole batch, scoring included.
 
         The vision tower is not in it; `foveate.cost.prefill` adds it, given the images.
         """

@@ -194,7 +194,7 @@ class Tap:
         return output, weights
 
     def attention(self, real: Tensor) -> Attention | None:
-        """What the last tapped layer computed, over survivors of which `real` (B, M) are no filler; None if none was."""
+        """What the last tapped layer computed over survivors (`real` (B, M) False on filler); None if none was."""
         return None if self.seen is None else self.seen(real)
 
     def _restore(self, module: nn.Module) -> None:
