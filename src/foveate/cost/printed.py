@@ -72,7 +72,7 @@ class Printed:
 
 
 def published_table() -> list[Printed]:
-    """The printed figures of HiMAP, VisiPruner and VTW beside what their formulas give, with the discrepancies named."""
+    """The printed figures of HiMAP, VisiPruner and VTW beside what their formulas give, discrepancies named."""
     small = ("LLaVA-1.5-7B", LLAVA_7B, 576)
     large = ("LLaVA-1.5-13B", LLAVA_13B, 576)
     qwen = ("QwenVL-7B", QWEN_VL_7B, 256)
@@ -111,11 +111,11 @@ def published_table() -> list[Printed]:
 
 
 _QWEN = (
-    "The printed value takes 448 tokens and an FFN of 22016 (3.600). The model makes 256 tokens of a picture of 448 pixels a "
-    "side, and its FFN is 11008 wide (its config adds gate and up): printed 2.76 times too high."
+    "The printed value takes 448 tokens and an FFN of 22016 (3.600). The model makes 256 tokens of a picture of 448 "
+    "pixels a side, and its FFN is 11008 wide (its config adds gate and up): printed 2.76 times too high."
 )
 _AVERAGES = (
-    "The paper gives averages (10.3 tokens kept, exit at 23.9) and no filter layer; 15 fits. The printed value leaves out the "
-    "attention of those 15 layers (1.767 without it)."
+    "The paper gives averages (10.3 tokens kept, exit at 23.9) and no filter layer; 15 fits. The printed value leaves "
+    "out the attention of those 15 layers (1.767 without it)."
 )
 _FITTED = "The number of visual tokens is not in the paper; this one fits."

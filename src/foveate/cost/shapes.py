@@ -182,8 +182,9 @@ def _projector(config: Any, d: int, side: int | None) -> tuple[int, int]:
 
 
 def _tower_windows(tower: Any, patch: int) -> tuple[int | None, ...]:
+    """Attention window of each of a tower's layers in patches a side; only Qwen2.5-VL has any."""
     if tower.model_type != "qwen2_5_vl_vision":
-        return (None,) * tower.num_hidden_layers
+        return (None,) * (tower.depth if "qwen" in tower.model_type else tower.num_hidden_layers)
     merge = tower.spatial_merge_size
     window = tower.window_size // merge // patch * merge
     return tuple(None if layer in tower.fullatt_block_indexes else window for layer in range(tower.depth))

@@ -54,7 +54,7 @@ def comparison_rows(comparison: Comparison) -> list[Row]:
 
 
 def published_rows(figures: Sequence[Printed]) -> list[Row]:
-    """Rows (paper, model, method, printed, formula, exact, discrepancy) of `published_table()`, header first; in tera."""
+    """Rows (paper, model, method, printed, formula, exact, discrepancy) of `published_table()`, header first; tera."""
     rows: list[Row] = [("paper", "model", "method", "printed", "its formula", "exact, 97 text tokens", "discrepancy")]
     for f in figures:
         exact = "" if f.exact is None else f"{f.exact:.2f}"
