@@ -1,7 +1,26 @@
 """Foveate: find where a vision-language model looks, and stop computing the rest."""
 
-from foveate.entry import prune
-from foveate.methods import VTW, FastV, HiMAP, Random, Uniform, VisiPruner
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from foveate.mini import mini_path
 
-__all__ = ["VTW", "FastV", "HiMAP", "Random", "Uniform", "VisiPruner", "mini_path", "prune"]
+if TYPE_CHECKING:
+    from foveate import cost, methods
+    from foveate.entry import prune
+    from foveate.methods import VTW, FastV, HiMAP, Random, Uniform, VisiPruner
+
+__all__ = ["VTW", "FastV", "HiMAP", "Random", "Uniform", "VisiPruner", "cost", "methods", "mini_path", "prune"]
+
+
+def __getattr__(name: str) -> Any:
+    """The public names, imported when first used: without this, `foveate --help` would wait for torch."""
+    if name in ("cost", "methods"):
+        return import_module(f"foveate.{name}")
+    if name in __all__:
+        return getattr(import_module("foveate.entry" if name == "prune" else "foveate.methods"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

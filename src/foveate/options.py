@@ -5,19 +5,17 @@ import types
 from collections.abc import Sequence
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from foveate.methods import METHODS
+from foveate.methods import Method, by_name
 
 TRUTHS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
-def method_from(name: str, settings: Sequence[str]) -> Any:
+def method_from(name: str, settings: Sequence[str]) -> Method:
     """The method called `name`, its fields set from `field=value` words and typed by the dataclass.
 
     Raises ValueError naming what there is for an unknown method or field and a value of the wrong type.
     """
-    if name not in METHODS:
-        raise ValueError(f'there is no method "{name}"; there are {", ".join(METHODS)}')
-    method = METHODS[name]
+    method = by_name(name)
     hints = field_types(method)
     values = {}
     for word in settings:
@@ -89,6 +87,20 @@ def describe(hint: Any) -> str:
     }.get(hint, str(hint))
 
 
-def settings_of(method: Any) -> dict[str, Any]:
+def check_layers(method: Method, layers: int) -> None:
+    """Refuse a field that names a layer which a model of `layers` layers does not have, and say one that it has.
+
+    The published layers are those of 32-layer models; the suggestion is in proportion.
+    """
+    for field, value in settings_of(method).items():
+        if field.startswith("layer") and isinstance(value, int) and not 0 < value < layers:
+            fitting = min(max(round(value * layers / 32), 1), layers - 1)
+            raise ValueError(
+                f"{method.name}: {field}={value}, but this model can drop tokens before layers 1 to {layers - 1}; "
+                f"try --set {field}={fitting}"
+            )
+
+
+def settings_of(method: Method) -> dict[str, Any]:
     """The fields of a method and their values."""
-    return {field.name: getattr(method, field.name) for field in dataclasses.fields(method)}
+    return dict(vars(method))

@@ -4,7 +4,6 @@ Knows nothing of models, methods or layers: a panel is a label and a boolean gri
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -42,10 +41,10 @@ def fit_to_grid(picture: Image.Image, grid: tuple[int, int], width: int = 432) -
 def overlay(picture: Image.Image, panels: Sequence[tuple[str, np.ndarray]], lines: Sequence[str] = ()) -> Image.Image:
     """The panels in a row, each under its label, below some lines of text.
 
-    picture: what the model was shown, uncropped patches. panels: (label, kept) with kept (rows, columns) bool, all of one
-    grid. lines: text above the panels. Raises ValueError if there is no panel or the grids differ.
+    picture: what the model was shown. panels: (label, kept) with kept (rows, columns) bool, all of one grid.
+    lines: text above the panels. Raises ValueError if there is no panel or the grids differ.
     """
-    grids = {kept.shape for _, kept in panels}
+    grids = {(kept.shape[0], kept.shape[1]) for _, kept in panels}
     if len(grids) != 1:
         raise ValueError(f"an overlay needs panels of one grid, not {sorted(grids)}")
     base = fit_to_grid(picture, grids.pop())
@@ -72,9 +71,3 @@ def write(draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str, size: in
             text = text[:-1]
         text += "..."
     draw.text(place, text, fill=INK, font=font)
-
-
-def save_overlay(path: Path, sheet: Image.Image) -> None:
-    """Write the picture, making its folder. Raises ValueError for a file type that Pillow does not know."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path)

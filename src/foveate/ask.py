@@ -1,0 +1,258 @@
+"""One question about one picture, answered dense and pruned, with what each answer cost.
+
+Loads, runs and measures; prints nothing. `report` turns the result into text and pictures.
+"""
+
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, StoppingCriteria
+
+import foveate
+from foveate.estimate import published
+from foveate.methods import Method
+from foveate.pruning.families import grids
+
+TIMED_TOKENS = 16  # what every timed run generates, however long the answer itself is
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two answers and what it cost."""
+
+    answer: str
+    tokens: list[int]  # in each layer, during the prompt
+    flops: int | None  # exact, of the prompt; None for an architecture without a cost model
+    published: int | None  # by the formula of the method's paper; None likewise
+    cache_bytes: int  # keys and values of the prompt in all layers
+    first: list[float]  # seconds to the first token, one per run
+    each: list[float]  # seconds for each token after it, one per run
+
+
+@dataclass(frozen=True)
+class Result:
+    """The dense and the pruned answer to one question."""
+
+    dense: Side
+    pruned: Side
+    visual: int  # visual tokens in the prompt
+    stages: list[tuple[int, np.ndarray]]  # (layer, which visual tokens live from there on: (visual,) bool)
+
+
+def find_model(name: str) -> str:
+    """The folder or hub id that `name` means; "mini" is the embedded model. Raises ValueError for a missing folder."""
+    if name == "mini":
+        return foveate.mini_path()
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return str(folder)
+    if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
+        raise ValueError(f'there is no model folder "{name}"; a model is a folder, a hub id like org/name, or mini')
+    return name
+
+
+def load(name: str, attention: str | None, dtype: str, device: str) -> tuple[Any, Any]:
+    """The model, in eval mode on its device, and its processor. Safetensors only; code in the checkpoint is never run.
+
+    attention: an attention implementation of transformers, or None for the model's own. dtype: "auto" is float32 on a
+    CPU and the checkpoint's own elsewhere. device: "auto" is a CUDA device if there is one.
+    Raises ValueError for what is no vision-language model or no device here, OSError for missing files.
+    """
+    place = find_model(name)
+    config = AutoConfig.from_pretrained(place, trust_remote_code=False)
+    if getattr(config, "image_token_id", getattr(config, "image_token_index", None)) is None:
+        raise ValueError(
+            f'"{name}" has no image tokens (model type {config.model_type}); ask needs a vision-language model'
+        )
+    device = find_device(device)
+    if dtype == "auto" and device == "cpu":
+        dtype = "float32"
+    if dtype not in ("auto", "float32", "bfloat16", "float16"):
+        raise ValueError(f'there is no dtype "{dtype}"; there are auto, float32, bfloat16, float16')
+    model: Any = AutoModelForImageTextToText.from_pretrained(
+        place, dtype=dtype, attn_implementation=attention, use_safetensors=True, trust_remote_code=False
+    )
+    processor = AutoProcessor.from_pretrained(place, trust_remote_code=False)
+    return model.to(device).eval(), processor
+
+
+def find_device(name: str) -> str:
+    """`name`, or for "auto" a CUDA device if there is one, else the CPU. Raises ValueError if it cannot be used."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise ValueError(f'there is no device "{name}" here') from None
+    return name
+
+
+def find_picture(name: str) -> Path:
+    """The file that `name` means; "demo" is the bundled picture."""
+    return Path(foveate.mini_path(), "demo.png") if name == "demo" else Path(name).expanduser()
+
+
+def read_picture(path: Path) -> Image.Image:
+    """The picture as RGB, upright. Raises ValueError if it cannot be read."""
+    try:
+        return ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+    except Exception as error:  # Pillow's decoders raise nearly anything on a corrupt file
+        reason = "no such file" if isinstance(error, FileNotFoundError) else "not a whole picture that Pillow can read"
+        raise ValueError(f"cannot read the picture {path}: {reason}") from None
+
+
+def prepare(processor: Any, picture: Image.Image, question: str) -> Any:
+    """The model's inputs for one picture and one question, by the processor's chat template if it has one."""
+    if getattr(processor, "chat_template", None) is None:
+        text = f"USER: {getattr(processor, 'image_token', '<image>')}\n{question} ASSISTANT:"
+        return processor(images=picture, text=text, return_tensors="pt")
+    content = [{"type": "image", "image": picture}, {"type": "text", "text": question}]
+    return processor.apply_chat_template(
+        [{"role": "user", "content": content}],
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+    )
+
+
+def shown(processor: Any, picture: Image.Image) -> Image.Image:
+    """The part of the picture that the model is shown: what an image processor's centre crop leaves of it."""
+    image_processor = processor.image_processor
+    if not getattr(image_processor, "do_center_crop", False):
+        return picture
+    size, crop = image_processor.size, image_processor.crop_size
+    if getattr(size, "shortest_edge", None):
+        scales = (size["shortest_edge"] / min(picture.size),) * 2
+    else:
+        scales = size["width"] / picture.width, size["height"] / picture.height
+    width, height = min(picture.width, crop["width"] / scales[0]), min(picture.height, crop["height"] / scales[1])
+    left, top = (picture.width - width) / 2, (picture.height - height) / 2
+    return picture.crop((round(left), round(top), round(left + width), round(top + height)))
+
+
+def grid(model: Any, inputs: Any, visual: int) -> tuple[int, int]:
+    """Rows and columns of the prompt's visual tokens. Raises NotImplementedError where they form no one grid."""
+    found = grids(model, inputs, visual)
+    if len(found) != 1:
+        raise NotImplementedError(f"the picture was cut into {len(found)} tiles")
+    return found[0]
+
+
+def ask(model: Any, processor: Any, inputs: Any, method: Method, new_tokens: int = 32, runs: int = 5) -> Result:
+    """Answer dense and pruned, greedily, and measure both.
+
+    inputs: of one prompt, from `prepare`. The times are of `runs` interleaved pairs of dense and pruned runs with
+    `TIMED_TOKENS` new tokens each. Raises ValueError for a prompt without visual tokens, and what `prune` raises.
+    """
+    inputs = inputs.to(model.device, dtype=model.dtype)
+    with foveate.prune(model, method) as pruned:
+        pruned_answer, pruned_bytes = answer(model, processor, inputs, new_tokens), cache_bytes(model, inputs)
+        trace = pruned.trace
+    dense_answer, dense_bytes = answer(model, processor, inputs, new_tokens), cache_bytes(model, inputs)
+    if trace is None or len(trace.visual[0]) == 0:
+        raise ValueError("the prompt has no visual tokens: the processor put no image token into it")
+
+    dense_times, pruned_times = [], []  # of (first, each)
+    for run in range(runs):
+        for times in (dense_times, pruned_times) if run % 2 == 0 else (pruned_times, dense_times):
+            with foveate.prune(model, method) if times is pruned_times else nullcontext():
+                times.append(time_one(model, inputs))
+
+    visual, prompt = trace.visual[0], trace.prompt[0]
+    schedule = [(stage.layer, len(stage.kept[0])) for stage in trace.stages]
+    paper = partial(published, model.config, method, len(visual), prompt - len(visual))
+    return Result(
+        dense=Side(
+            answer=dense_answer,
+            tokens=[prompt] * len(trace.tokens),
+            flops=costed(lambda: trace.dense_flops),
+            published=costed(paper),
+            cache_bytes=dense_bytes,
+            first=[first for first, _ in dense_times],
+            each=[each for _, each in dense_times],
+        ),
+        pruned=Side(
+            answer=pruned_answer,
+            tokens=[layer[0] for layer in trace.tokens],
+            flops=costed(lambda: trace.flops),
+            published=costed(lambda: paper(schedule)),
+            cache_bytes=pruned_bytes,
+            first=[first for first, _ in pruned_times],
+            each=[each for _, each in pruned_times],
+        ),
+        visual=len(visual),
+        stages=[(stage.layer, torch.isin(visual, stage.kept[0]).cpu().numpy()) for stage in trace.stages],
+    )
+
+
+def costed(count: Callable[[], int]) -> int | None:
+    """A cost, or None for an architecture that has no cost model."""
+    try:
+        return count()
+    except NotImplementedError:
+        return None
+
+
+def generate(model: Any, inputs: Any, new_tokens: int, **settings: Any) -> Any:
+    """transformers' greedy `generate`, with its cache."""
+    return model.generate(
+        **inputs, max_new_tokens=new_tokens, do_sample=False, num_beams=1, return_dict_in_generate=True, **settings
+    )
+
+
+def answer(model: Any, processor: Any, inputs: Any, new_tokens: int) -> str:
+    """The words that the model answers with."""
+    sequence = generate(model, inputs, new_tokens).sequences[0]
+    return processor.decode(sequence[inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+
+
+def cache_bytes(model: Any, inputs: Any) -> int:
+    """Bytes of the keys and values of the prompt, in all layers."""
+    cache = generate(model, inputs, 1).past_key_values
+    return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+
+
+class Clock(StoppingCriteria):
+    """Notes when each new token is there, with device events on a CUDA device; never stops anything."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.cuda = device.type == "cuda"
+        self.ticks: list[Any] = []
+        if self.cuda:
+            torch.cuda.synchronize(device)
+        self.tick()
+
+    def tick(self) -> None:
+        if self.cuda:
+            self.ticks.append(torch.cuda.Event(enable_timing=True))
+            self.ticks[-1].record()
+        else:
+            self.ticks.append(time.perf_counter())
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        self.tick()
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+    def seconds(self) -> list[float]:
+        """The time that each token took."""
+        if self.cuda:
+            torch.cuda.synchronize()
+            return [a.elapsed_time(b) / 1000 for a, b in zip(self.ticks, self.ticks[1:], strict=False)]
+        return [b - a for a, b in zip(self.ticks, self.ticks[1:], strict=False)]
+
+
+def time_one(model: Any, inputs: Any) -> tuple[float, float]:
+    """Seconds to the first token (vision tower, prompt, and what pruning itself costs), and for each token after it."""
+    clock = Clock(model.device)
+    generate(model, inputs, TIMED_TOKENS, min_new_tokens=TIMED_TOKENS, stopping_criteria=[clock])
+    first, *rest = clock.seconds()
+    return first, sum(rest) / len(rest)

@@ -1,0 +1,192 @@
+"""The command line. Words in, words out: every job is done elsewhere, and imported only when it is asked for."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version as installed
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+app = typer.Typer(
+    help="Find where a vision-language model looks, and stop computing the rest.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+MODEL = "A folder or hub id; mini is the embedded model."
+MethodName = Annotated[str, typer.Option("--method", help="The pruning method; see `foveate methods`.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="A field of the method; repeatable.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def fail(message: str) -> NoReturn:
+    """One line on stderr, exit code 2."""
+    typer.echo(f"foveate: {message}", err=True)
+    raise typer.Exit(2)
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """What a user can mend is told in one line: the first of the error's message, which names the remedy."""
+    try:
+        yield
+    except (ValueError, NotImplementedError, OSError, ImportError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        fail(lines[0])
+
+
+def show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(installed("foveate"))
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Find where a vision-language model looks, and stop computing the rest."""
+
+
+@app.command()
+def ask(
+    image: Annotated[str, typer.Argument(help="A picture file; demo is the bundled picture.", show_default=False)],
+    question: Annotated[str, typer.Argument(help="What to ask about it.", show_default=False)],
+    model: Annotated[str, typer.Option(help=MODEL)] = "mini",
+    method: MethodName = "himap",
+    settings: Settings = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer.")] = 32,
+    attn: Annotated[str | None, typer.Option(help="Attention implementation, such as sdpa or eager.")] = None,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16; auto is float32 on a CPU.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...; auto is cuda if there is one.")] = "auto",
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
+    runs: Annotated[int, typer.Option(min=1, help="Timed pairs of dense and pruned runs.")] = 5,
+    overlay: Annotated[
+        Path | None, typer.Option(metavar="FILE.png", help="Draw the picture with the dropped patches dimmed.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Answer a question about a picture, dense and pruned, and measure both."""
+    with one_line_errors():
+        import torch
+        import transformers
+        from rich.console import Console
+
+        from foveate import ask as job
+        from foveate import show
+        from foveate.options import check_layers, method_from, settings_of
+
+        transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()
+        torch.set_num_threads(threads)
+
+        chosen = method_from(method, settings or [])
+        picture = job.read_picture(job.find_picture(image))
+        if overlay is not None:
+            show.check_file_type(overlay)
+        loaded, processor = job.load(model, attn, dtype, device)
+        check_layers(chosen, loaded.config.get_text_config().num_hidden_layers)
+        inputs = job.prepare(processor, picture, question)
+        result = job.ask(loaded, processor, inputs, chosen, max_new_tokens, runs)
+        setting = {
+            "model": model,
+            "image": image,
+            "question": question,
+            "method": {"name": chosen.name, **settings_of(chosen)},
+            "device": str(loaded.device),
+            "dtype": str(loaded.dtype).removeprefix("torch."),
+            "attention": loaded.config.get_text_config()._attn_implementation,
+            "threads": threads,
+        }
+        drawn = False
+        if overlay is not None:
+            try:
+                grid = job.grid(loaded, inputs, result.visual)
+            except NotImplementedError as error:
+                typer.echo(f"foveate: no overlay for this model: {error}", err=True)
+            else:
+                overlay.parent.mkdir(parents=True, exist_ok=True)
+                show.draw(job.shown(processor, picture), grid, result, chosen, question).save(overlay)
+                drawn = True
+        if as_json:
+            typer.echo(json.dumps(show.ask_json(result, chosen, setting, str(overlay) if drawn else None), indent=2))
+            return
+        console = Console(highlight=False)
+        console.print(question, style="bold", markup=False)
+        console.print()
+        console.print(show.ask_table(result, chosen))
+        console.print()
+        for note in show.ask_notes(result, chosen, setting):
+            console.print(note, style="dim", markup=False)
+        if drawn:
+            console.print(f"picture: {overlay}", style="dim", markup=False, soft_wrap=True)
+
+
+@app.command()
+def methods() -> None:
+    """The methods: what each keeps, its paper, its fields with their defaults."""
+    from rich.console import Console
+
+    from foveate.methods import METHODS
+    from foveate.show import methods_table
+
+    Console(highlight=False).print(methods_table(METHODS.values()))
+
+
+@app.command()
+def cost(
+    model: Annotated[str, typer.Argument(help=MODEL)] = "mini",
+    method: MethodName = "himap",
+    settings: Settings = None,
+    image_size: Annotated[str | None, typer.Option(metavar="HEIGHTxWIDTH", help="Of the image, in pixels.")] = None,
+    visual: Annotated[int | None, typer.Option(min=1, help="Visual tokens, if not by the image.")] = None,
+    text: Annotated[int, typer.Option(min=1, help="System and text tokens.")] = 40,
+    decode: Annotated[int, typer.Option(min=0, help="Tokens that the answer has after its first.")] = 0,
+    dtype: Annotated[str, typer.Option(help="Of the KV cache.")] = "bfloat16",
+    as_published: Annotated[bool, typer.Option("--as-published", help="By the formula of the method's paper.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """FLOPs and KV cache of a prompt, dense and pruned, from the model's config alone."""
+    with one_line_errors():
+        from rich.console import Console
+        from transformers import AutoConfig
+
+        from foveate import estimate, show
+        from foveate.ask import find_model
+        from foveate.options import check_layers, method_from, settings_of
+
+        chosen = method_from(method, settings or [])
+        config = AutoConfig.from_pretrained(find_model(model), trust_remote_code=False)
+        check_layers(chosen, config.get_text_config().num_hidden_layers)
+        tokens, images = estimate.count_visual(config, visual, parse_size(image_size))
+        dense, pruned = estimate.estimate(
+            config, chosen, visual=tokens, text=text, images=images, decode=decode, dtype=dtype
+        )
+        if as_json:
+            setting = {"model": model, "method": {"name": chosen.name, **settings_of(chosen)}}
+            counts = {"visual_tokens": tokens, "text_tokens": text, "decode_tokens": decode}
+            sides = {"dense": show.cost_json(dense), "pruned": show.cost_json(pruned)}
+            typer.echo(json.dumps({**setting, **counts, **sides}, indent=2))
+            return
+        console = Console(highlight=False)
+        console.print(show.cost_table(dense, pruned, chosen, decode, as_published))
+        console.print()
+        for note in show.cost_notes(chosen, tokens, text, images, as_published):
+            console.print(note, style="dim", markup=False)
+
+
+def parse_size(text: str | None) -> tuple[int, int] | None:
+    """(height, width) of "336x448", or of "336", a square."""
+    if text is None:
+        return None
+    height, _, width = text.lower().partition("x")
+    if not height.isdigit() or not (width or height).isdigit():
+        raise ValueError(f'--image-size is HEIGHTxWIDTH in pixels, not "{text}"')
+    return int(height), int(width or height)
