@@ -28,4 +28,8 @@ def prune(model: PreTrainedModel, method: Method | str, visual: Tensor | None = 
         ValueError: unknown method, a layer out of range, or a model that is being pruned already.
         NotImplementedError: a model whose visual tokens cannot be dropped.
     """
-    return Pruned(model, by_name(method)() if isinstance(method, str) else method, visual)
+    if isinstance(method, str):
+        method = by_name(method)()
+    if not isinstance(method, Method):
+        raise ValueError(f"{method!r} is no method: give one of foveate.methods, such as foveate.HiMAP(), or its name")
+    return Pruned(model, method, visual)

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -55,11 +54,11 @@ class Pruned:
     """A model that drops visual tokens while it reads a prompt, until `remove` or the end of a `with` block.
 
     Attributes:
-        trace: what was kept where in the last prompt with visual tokens; None before the first.
+        trace: what was kept where in the last prompt; None before the first.
     """
 
     def __init__(self, model: PreTrainedModel, method: Pruner, visual: Tensor | None = None):
-        model = getattr(model, "_orig_mod", model)  # behind torch.compile(model)
+        self.given, model = model, getattr(model, "_orig_mod", model)  # what torch.compile(model) wraps
         decoder = families.decoder_of(model)
         if any(isinstance(getattr(hook, "__self__", None), Pruned) for hook in decoder._forward_pre_hooks.values()):
             raise ValueError(
@@ -81,7 +80,6 @@ class Pruned:
         read = {layer - 1 for layer in self.cuts} if method.reads else set()
         self.tapped = [decoder.layers[layer].self_attn for layer in sorted(read | set(self.edited))]
 
-        self.prompts: WeakKeyDictionary[Cache, Prompt] = WeakKeyDictionary()
         self.found: Tensor | None = None  # visual positions of the call that has reached the model, not yet its decoder
         self.forward: Forward | None = None
         self.tap = Tap()
@@ -99,15 +97,14 @@ class Pruned:
     # -- coming and going
 
     def _install(self) -> None:
-        forget_compiled(self.model)
+        forget_compiled(self.given)
         hook = functools.partial(_hook, self._undo)
         hook(self.model.register_forward_pre_hook(refuse_labels, with_kwargs=True))
         hook(self.model.base_model.register_forward_pre_hook(self._on_model, with_kwargs=True))
         hook(self.decoder.register_forward_pre_hook(self._on_decoder, with_kwargs=True))
         hook(self.decoder.register_forward_hook(self._on_end, always_call=True))
-        for layer in range(min([*self.cuts, *self.edited], default=len(self.kinds)), len(self.kinds)):
-            on_layer = functools.partial(self._on_layer, layer)
-            hook(self.decoder.layers[layer].register_forward_pre_hook(on_layer, with_kwargs=True))
+        for layer, module in enumerate(self.decoder.layers):
+            hook(module.register_forward_pre_hook(functools.partial(self._on_layer, layer), with_kwargs=True))
         self._undo += [families.adapt(self.decoder, self._stage_of_prompt), guard(self.model), self.tap.close]
 
     def remove(self) -> None:
@@ -117,8 +114,7 @@ class Pruned:
         while self._undo:
             self._undo.pop()()
         self.forward = self.found = None
-        self.prompts.clear()
-        forget_compiled(self.model)
+        forget_compiled(self.given)
 
     def __enter__(self) -> Pruned:
         return self
@@ -136,16 +132,21 @@ class Pruned:
             if ids.shape[1] > 1:  # a single token is never an image; decode stays free of data-dependent branches
                 self.found = torch.isin(ids, torch.tensor(self.ids, device=ids.device))  # (B, L)
         elif self.visual is not None:
-            self.found = self._given_visual(ids if ids is not None else kwargs["inputs_embeds"])
-        elif kwargs["inputs_embeds"].shape[1] > 1:
+            inputs = ids if ids is not None else kwargs["inputs_embeds"]
+            self.found = self._given_visual(inputs, kwargs.get("past_key_values"))
+        elif kwargs.get("inputs_embeds") is not None and kwargs["inputs_embeds"].shape[1] > 1:
             raise ValueError(
                 "inputs_embeds do not show where the visual tokens are: pass input_ids, or prune(..., visual=mask)"
             )
 
-    def _given_visual(self, inputs: Tensor) -> Tensor | None:
+    def _given_visual(self, inputs: Tensor, cache: Cache | None) -> Tensor | None:
         batch, length = inputs.shape[:2]
+        if cache is not None and int(cache.get_seq_length()) > 0:
+            return None  # these tokens follow the prompt that was meant
         if length != self.visual.shape[1] or batch % self.visual.shape[0]:
-            return None
+            raise ValueError(
+                f"visual has the shape {tuple(self.visual.shape)} and the prompt {batch, length}: give one entry per token"
+            )
         return self.visual.to(inputs.device).bool().repeat_interleave(batch // self.visual.shape[0], 0)
 
     def _on_decoder(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
@@ -155,10 +156,9 @@ class Pruned:
         visual, self.found = self.found, None
         cache: Cache | None = kwargs.get("past_key_values")
         padding = padding_of(kwargs.get("attention_mask"))
-        prompt = self.prompts.get(cache) if cache is not None else None
+        prompt = Prompt.held_by(cache)
         if prompt is not None and not torch.compiler.is_compiling() and int(cache.get_seq_length()) == 0:
             prompt = None  # the cache was reset for another prompt
-            del self.prompts[cache]
         if prompt is not None:
             if visual is not None and visual.any():
                 raise NotImplementedError(
@@ -173,17 +173,18 @@ class Pruned:
         real = torch.ones_like(visual) if padding is None else padding[:, :length].to(visual.device)
         layout = Layout.of(visual, real)
         seen, texts, ends = torch.stack([layout.visual.sum(1), (real & ~visual).sum(1), real[:, -1].long()]).tolist()
+        prompt, past = Prompt(layout), 0 if cache is None else int(cache.get_seq_length())
+        if past == 0:
+            self.trace = Trace(prompt, self.model.config, len(self.kinds))
         if not any(seen):
             return None
-        if cache is not None and int(cache.get_seq_length()) > 0:
+        if past > 0:
             raise NotImplementedError(
                 "visual tokens after cached text: start a new cache with the images in the first prompt"
             )
         if not all(ends):
             raise ValueError("padding on the right hides the last prompt token: pad on the left (padding_side='left')")
         families.check_prompt(self.config, length)
-        prompt = Prompt(layout)
-        self.trace = Trace(prompt, self.model.config, len(self.kinds))
         self.tap.open(self.tapped)
         counts = [image + text for image, text in zip(seen, texts, strict=True)]
         return Forward(prompt, padding, self.method.start(), counts, texts)
@@ -248,7 +249,7 @@ class Pruned:
         forward.enter(stage)
         forward.prompt.stages.append(stage)
         if cache is not None:
-            self.prompts[cache] = forward.prompt
+            forward.prompt.hold(cache)
         return take(hidden, local, 1)
 
     def _mask(self, forward: Forward, given: Any, layer: int, hidden: Tensor, cache: Cache | None) -> Tensor | None:
@@ -259,6 +260,10 @@ class Pruned:
                 return prompt_mask(given, stage.index, stage.valid)
             real = stage.valid
         else:
+            if stage.valid is not None and len(stage.valid) != len(hidden):
+                raise NotImplementedError(
+                    f"a batch of {len(stage.valid)} prompts was pruned and {len(hidden)} rows go on: keep it as it was"
+                )
             new = hidden.shape[1] + cache.get_seq_length(stage.layer) - stage.index.shape[1]
             if isinstance(new, int):
                 families.check_prompt(self.config, length + new)
@@ -275,8 +280,18 @@ class Pruned:
 
 def forget_compiled(model: nn.Module) -> None:
     """Drop the model's compiled graphs: torch.compile does not watch hooks and would reuse one made without them."""
-    if any("_compiled_call" in vars(module) or module._compiled_call_impl is not None for module in model.modules()):
+    if any(is_compiled(module) for module in model.modules()):
         torch._dynamo.reset()
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether torch.compile was used on this module: on itself, its call, its forward, or by `generate`."""
+    return (
+        "_orig_mod" in module._modules
+        or module._compiled_call_impl is not None
+        or hasattr(vars(module).get("forward"), "_torchdynamo_orig_callable")
+        or "_compiled_call" in vars(module)
+    )
 
 
 def _hook(undo: list[Callable[[], None]], handle: torch.utils.hooks.RemovableHandle) -> None:

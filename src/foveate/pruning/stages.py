@@ -8,7 +8,7 @@ from itertools import groupby
 
 import torch
 from torch import Tensor
-from transformers import PretrainedConfig
+from transformers import Cache, PretrainedConfig
 
 from foveate import cost
 from foveate.pruning.layout import Layout
@@ -45,7 +45,10 @@ class Stage:
 
 @dataclass(eq=False)
 class Prompt:
-    """A prompt with visual tokens and the stages it went through; lives as long as the cache that holds it."""
+    """A prompt with visual tokens and the stages it went through.
+
+    It belongs to the KV cache that holds the prompt, and is kept there: copies of the cache carry it along.
+    """
 
     layout: Layout
     stages: list[Stage] = field(default_factory=list)
@@ -54,6 +57,15 @@ class Prompt:
     @property
     def length(self) -> int:
         return self.layout.visual.shape[1]
+
+    def hold(self, cache: Cache) -> None:
+        """Let this cache be known to hold the prompt."""
+        vars(cache)["foveate_prompt"] = self
+
+    @staticmethod
+    def held_by(cache: Cache | None) -> Prompt | None:
+        """The pruned prompt that a cache holds, if any."""
+        return getattr(cache, "foveate_prompt", None)
 
 
 class Trace:

@@ -138,6 +138,15 @@ class Edit:
         lost = torch.zeros_like(value) if self.into is None else take(value, self.into[:, None], 2).expand_as(value)
         return torch.where(self.columns[:, None, :, None], lost, value)
 
+    def weights(self, weights: Tensor) -> Tensor:
+        """The edit of the probabilities (B, H, M, M) themselves."""
+        lost = self.rows[:, None, :, None] & self.columns[:, None, None]  # (B, 1, M, M)
+        kept = weights.masked_fill(lost, 0.0)
+        if self.into is None:
+            return kept
+        target = self.into[:, None, None, None].expand(*weights.shape[:3], 1)
+        return kept.scatter_add(-1, target, (weights - kept).sum(-1, keepdim=True))
+
 
 class Tap:
     """Shows the attention of chosen layers to the engine, for one forward pass.
@@ -179,17 +188,21 @@ class Tap:
                 raise NotImplementedError(
                     f"attention with {name!r} is not plain softmax(QK)V: use a method that reads no attention, like VTW"
                 )
-        kernel, scaling = attention_function(module), kwargs["scaling"]
+        kernel, scaling, length = attention_function(module), kwargs["scaling"], query.shape[2]
 
-        def plain(n: int) -> Tensor:
+        def first(n: int) -> tuple[Tensor, Tensor | None]:
+            """The user's kernel on the first n tokens of the prompt."""
             part = mask if mask is None else mask[:, :n] if mask.ndim == 2 else mask[..., :n, :n]
-            return kernel(module, query[:, :, :n], key[:, :, :n], value[:, :, :n], part, **kwargs)[0]
+            return kernel(module, query[:, :, :n], key[:, :, :n], value[:, :, :n], part, **kwargs)
 
         if self.edits is None:
             output, weights = kernel(module, query, key, value, mask, **kwargs)
         else:
-            edits, self.edits, weights = self.edits(query.device), None, None
-            output = edited_output(query, key, value, mask, edits, scaling, plain)
+            edits, self.edits = self.edits(query.device), None
+            if module.config._attn_implementation == "eager":
+                output, weights = edited_eager(first(length)[1], value[:, :, :length], edits)
+            else:
+                output, weights = edited(query, key, value, mask, edits, scaling, lambda n: first(n)[0]), None
         self.seen = lambda real: Attention(query, key, value, output, mask, real, scaling)
         return output, weights
 
@@ -207,19 +220,27 @@ def attention_function(module: nn.Module) -> Callable[..., tuple[Tensor, Tensor 
     return ALL_ATTENTION_FUNCTIONS.get_interface(module.config._attn_implementation, eager)
 
 
-def edited_output(
+def edited_eager(weights: Tensor, value: Tensor, edits: Sequence[Edit]) -> tuple[Tensor, Tensor]:
+    """Output (B, M, H, d) and probabilities (B, H, M, M) of a layer whose probabilities are there to be edited."""
+    for edit in edits:
+        weights = edit.weights(weights)
+    value = value.repeat_interleave(weights.shape[1] // value.shape[1], dim=1)  # (B, H, M, d)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+def edited(
     query: Tensor,
     key: Tensor,
     value: Tensor,
     mask: Tensor | None,
     edits: Sequence[Edit],
     scaling: float,
-    plain: Callable[[int], Tensor],
+    first: Callable[[int], Tensor],
 ) -> Tensor:
-    """The output (B, M, H, d) of a layer whose attention is edited.
+    """The output (B, M, H, d) of a layer whose probabilities exist nowhere and are edited through the values.
 
-    Edited rows go through torch's scaled_dot_product_attention with edited values. The rows before them see nothing
-    after themselves, so `plain(n)`, the user's kernel on the first n tokens, serves them.
+    Edited rows go through torch's scaled_dot_product_attention. The rows before them see nothing after themselves, so
+    `first(n)`, the user's kernel on the first n tokens, serves them.
     """
     length = query.shape[2]
     key, value = key[:, :, :length], value[:, :, :length]
@@ -227,11 +248,16 @@ def edited_output(
     start = length - int(touched.flip(0).cumprod(0).sum())  # all rows from here on are edited
     output = query.new_zeros(query.shape[0], length, query.shape[1], value.shape[-1])  # (B, M, H, d)
     if start:
-        output[:, :start] = plain(start)
+        output[:, :start] = first(start)
     for edit in edits:
         index, valid = pack(edit.rows)  # (B, R)
         rows = scaled_dot_product_attention(
-            take(query, index, 2), key, edit.values(value), allowed(mask, index, length), scale=scaling, enable_gqa=True
+            take(query, index, 2),
+            key,
+            edit.values(value),
+            allowed(mask, index, length),
+            scale=scaling,
+            enable_gqa=True,
         ).transpose(1, 2)  # (B, R, H, d)
         if valid is not None:
             rows = torch.where(valid[..., None, None], rows, take(output, index, 1))
