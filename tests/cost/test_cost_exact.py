@@ -8,6 +8,7 @@ import transformers as T
 from cost_families import FAMILIES, TEXT, counted, decoder_config, gemma3, llava, model_of, prompt
 from torch.utils.flop_counter import FlopCounterMode
 
+import foveate
 from foveate import cost
 from foveate.cost.shapes import GATED, MIXTURES, PLAIN
 
@@ -138,3 +139,27 @@ def test_what_cannot_be_costed_is_refused_with_a_remedy():
         cost.prefill(FAMILIES["qwen2.5-vl"][0](), [5, 5, 5])
     with pytest.raises(ValueError, match="bfloat16"):
         cost.kv_bytes(llava(), [5, 5, 5], "nf4")
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        foveate.FastV(layer=1, keep=0.5),
+        foveate.FastV(layer=2, keep=3, rows="all"),
+        foveate.HiMAP(layer1=1, keep1=0.5, layer2=2, keep2=0.25),
+        foveate.VTW(layer=2),
+        foveate.VisiPruner(stages=("middle", "deep"), shallow=0),
+        foveate.Random(layer=1, keep=0.25),
+        foveate.Uniform(layer=1, keep=0.25),
+    ],
+    ids=lambda method: method.name,
+)
+def test_a_pruned_prefill_with_its_scoring_costs_what_torch_counts(method):
+    config, inputs = llava(), prompt(16, "llava")
+    model = model_of(config, "sdpa")
+    tower = cost.prefill(config, [0] * 3, logits=0)
+
+    with foveate.prune(model, method) as pruned:
+        real = counted(lambda: model(**inputs, logits_to_keep=1))
+
+    assert pruned.trace.flops + tower.total == pytest.approx(real, rel=CLOSE)
