@@ -1,6 +1,7 @@
 """The papers' formulas give the papers' figures, or the table says why not."""
 
 import math
+from pathlib import Path
 
 import pytest
 import transformers as T
@@ -98,3 +99,9 @@ def test_tables_have_a_cell_for_every_column():
     for rows in (cost.comparison_rows(comparison), cost.published_rows(cost.published_table())):
         assert {len(row) for row in rows} == {len(rows[0])}
         assert len(cost.markdown(rows).splitlines()) == len(rows) + 1
+
+
+def test_the_docs_show_the_table_as_it_is():
+    docs = (Path(__file__).parents[2] / "docs" / "cost.md").read_text()
+
+    assert cost.markdown(cost.published_rows(cost.published_table())) in docs
