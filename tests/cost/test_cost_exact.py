@@ -131,6 +131,7 @@ def test_what_cannot_be_costed_is_refused_with_a_remedy():
         cost.prefill(T.MambaConfig(num_hidden_layers=2), [5, 5])
     with pytest.raises(NotImplementedError, match="images=0"):
         cost.prefill(T.LlavaNextVideoConfig(), [5] * 32)
+    assert cost.prefill(T.LlavaNextVideoConfig(), [5] * 32, images=0).vision == 0
     with pytest.raises(ValueError, match="3 layers"):
         cost.prefill(llava(), [5, 5])
     with pytest.raises(ValueError, match="Scored layer 3"):

@@ -11,6 +11,7 @@ from transformers.models.pixtral.image_processing_pil_pixtral import get_resize_
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from foveate import cost
+from foveate.cost.images import patch_grids
 
 
 def test_a_schedule_drops_visual_tokens_from_its_layers_on():
@@ -73,7 +74,7 @@ def test_tiles_give_as_many_tokens_as_the_model_packs(config):
     model = model_of(config, "sdpa").model
     sizes = [(56, 56), (112, 112), (60, 200), (333, 80), (97, 113), (20, 31)]
     for size in sizes:
-        tiles = len(cost.tokens.patch_grids(cost.vision_shape(config), [size]))
+        tiles = len(patch_grids(cost.vision_shape(config), [size]))
         with torch.no_grad():
             packed = model.get_image_features(torch.zeros(1, tiles, 3, 56, 56), torch.tensor([size])).pooler_output
         assert cost.visual_tokens(config, size) == len(packed[0])

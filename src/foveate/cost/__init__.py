@@ -5,11 +5,12 @@ Arithmetic only: no weights, no torch, nothing else of foveate.
 
 from .compare import Comparison, Cost, compare
 from .flops import Flops, decode, prefill
+from .images import images_of, visual_tokens
 from .printed import Printed, published_table
 from .published import PaperShape, published
 from .shapes import DecoderShape, VisionShape, decoder_shape, vision_shape
 from .tables import comparison_rows, markdown, published_rows
-from .tokens import images_of, kv_bytes, layer_average, tokens_per_layer, visual_per_layer, visual_tokens
+from .tokens import kv_bytes, layer_average, tokens_per_layer, visual_per_layer
 
 __all__ = [
     "Comparison",

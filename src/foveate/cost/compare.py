@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from .flops import Flops, decode, prefill
+from .images import Images
 from .published import published
 from .shapes import decoder_shape
-from .tokens import Images, Schedule, kv_bytes, layer_average, tokens_per_layer, visual_per_layer
+from .tokens import Schedule, kv_bytes, layer_average, tokens_per_layer, visual_per_layer
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from .images import Images, patch_grids, tower_tokens
 from .shapes import DecoderShape, VisionShape, decoder_shape, vision_shape
-from .tokens import Counts, Images, patch_grids, per_sample, tower_tokens
+from .tokens import Counts, per_sample
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def prefill(
     scored: Mapping[int, int | Sequence[int]] | None = None,
     images: Images = 1,
     logits: int = 1,
-    vision: Any = None,
+    vision: VisionShape | None = None,
 ) -> Flops:
     """FLOPs of reading a prompt.
 
@@ -66,8 +67,9 @@ def prefill(
     layers = per_sample(tokens, shape)
     flops = _layers(shape, [[(n, n) for n in layer] for layer in layers])
     flops += Flops(head=_head(shape, logits * len(layers[-1])), scoring=_scoring(shape, layers, scored or {}))
-    tower = vision_shape(vision if vision is not None else config)
-    return flops if tower is None or images == 0 else flops + _vision(tower, images)
+    if images != 0 and (tower := vision or vision_shape(config)) is not None:
+        flops += _vision(tower, images)
+    return flops
 
 
 def decode(config: Any, keys: Counts, steps: int = 1) -> Flops:

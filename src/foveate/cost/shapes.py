@@ -128,7 +128,7 @@ def vision_shape(config: Any) -> VisionShape | None:
     patch = _side(tower.patch_size)
     side = None if native else _side(tower.image_size) // patch
     channels = tower.in_channels if "qwen" in kind else tower.num_channels
-    merge, projector = _projector(config, d, side)
+    merge, projector = _projector(config, d)
     class_token = kind in ("clip_vision_model", "internvl_vision")
     strategy = getattr(config, "vision_feature_select_strategy", None)
     aspect = getattr(config, "vision_aspect_ratio", "")
@@ -151,7 +151,7 @@ def vision_shape(config: Any) -> VisionShape | None:
     )
 
 
-def _projector(config: Any, d: int, side: int | None) -> tuple[int, int]:
+def _projector(config: Any, d: int) -> tuple[int, int]:
     """What joins a tower of width d to the text: (patches a side that make one visual token, multiply-adds for it)."""
     kind, tower, text = config.model_type, config.vision_config, config.get_text_config().hidden_size
     if kind in ("llava", "llava_next", "llava_onevision", "vipllava"):
@@ -174,7 +174,7 @@ def _projector(config: Any, d: int, side: int | None) -> tuple[int, int]:
     if kind in ("idefics3", "smolvlm"):
         return config.scale_factor, d * config.scale_factor**2 * text
     if kind == "gemma3":
-        assert side is not None
+        side = _side(tower.image_size) // _side(tower.patch_size)
         return side // int(config.mm_tokens_per_image**0.5), d * text
     if kind == "paligemma":
         return 1, d * tower.projection_dim
@@ -192,4 +192,8 @@ def _tower_windows(tower: Any, patch: int) -> tuple[int | None, ...]:
 
 def _side(size: Any) -> int:
     """A size given as 14 or (14, 14)."""
-    return size if isinstance(size, int) else size[0]
+    if isinstance(size, int):
+        return size
+    if len(set(size)) > 1:
+        raise NotImplementedError(f"No cost model for a size that is not square, {size}; pass a cost.VisionShape.")
+    return size[0]
