@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -50,6 +51,24 @@ class Forward:
         return self.prompt.layout if self.stage is None else self.stage.layout
 
 
+class Run:
+    """Where one thread is in its forward pass.
+
+    Attributes:
+        found: (B, L) bool, visual positions of the call that has reached the model and not yet its decoder.
+        forward: the pass through the decoder; None outside, or if nothing is pruned.
+        reading: a prompt is being read, so this thread holds the tap.
+    """
+
+    found: Tensor | None = None
+    forward: Forward | None = None
+    reading: bool = False
+
+
+class ThreadRun(threading.local, Run):
+    """A `Run` for each thread."""
+
+
 class Pruned:
     """A model that drops visual tokens while it reads a prompt, until `remove` or the end of a `with` block.
 
@@ -80,9 +99,9 @@ class Pruned:
         read = {layer - 1 for layer in self.cuts} if method.reads else set()
         self.tapped = [decoder.layers[layer].self_attn for layer in sorted(read | set(self.edited))]
 
-        self.found: Tensor | None = None  # visual positions of the call that has reached the model, not yet its decoder
-        self.forward: Forward | None = None
         self.tap = Tap()
+        self._one_reader = threading.Lock()  # prompts are read one at a time, whichever threads generate
+        self._of_thread, self._compiling = ThreadRun(), Run()
         self._undo: list[Callable[[], None]] = []
         self._install()
 
@@ -105,7 +124,7 @@ class Pruned:
         hook(self.decoder.register_forward_hook(self._on_end, always_call=True))
         for layer, module in enumerate(self.decoder.layers):
             hook(module.register_forward_pre_hook(functools.partial(self._on_layer, layer), with_kwargs=True))
-        self._undo += [families.adapt(self.decoder, self._stage_of_prompt), guard(self.model), self.tap.close]
+        self._undo += [families.adapt(self.decoder, self._stage_of_prompt), guard(self.model), self._end]
 
     def remove(self) -> None:
         """Stop pruning; the model is as it was before. Harmless when repeated. The trace stays."""
@@ -113,11 +132,13 @@ class Pruned:
             return
         while self._undo:
             self._undo.pop()()
-        self.forward = self.found = None
         forget_compiled(self.given)
 
     def __enter__(self) -> Pruned:
         return self
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise NotImplementedError("a model cannot be copied or pickled while it is pruned: leave `foveate.prune` first")
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.remove()
@@ -127,13 +148,14 @@ class Pruned:
     def _on_model(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         """Find the visual tokens by their ids."""
         ids = kwargs.get("input_ids", args[0] if args else None)
-        self.found = None
+        run = self._run
+        run.found = None
         if ids is not None and self.visual is None:
             if ids.shape[1] > 1:  # a single token is never an image; decode stays free of data-dependent branches
-                self.found = torch.isin(ids, torch.tensor(self.ids, device=ids.device))  # (B, L)
+                run.found = torch.isin(ids, torch.tensor(self.ids, device=ids.device))  # (B, L)
         elif self.visual is not None:
             inputs = ids if ids is not None else kwargs["inputs_embeds"]
-            self.found = self._given_visual(inputs, kwargs.get("past_key_values"))
+            run.found = self._given_visual(inputs, kwargs.get("past_key_values"))
         elif kwargs.get("inputs_embeds") is not None and kwargs["inputs_embeds"].shape[1] > 1:
             raise ValueError(
                 "inputs_embeds do not show where the visual tokens are: pass input_ids, or prune(..., visual=mask)"
@@ -144,16 +166,15 @@ class Pruned:
         if cache is not None and int(cache.get_seq_length()) > 0:
             return None  # these tokens follow the prompt that was meant
         if length != self.visual.shape[1] or batch % self.visual.shape[0]:
-            raise ValueError(
-                f"visual has the shape {tuple(self.visual.shape)} and the prompt {batch, length}: give one entry per token"
-            )
+            given = tuple(self.visual.shape)
+            raise ValueError(f"visual has the shape {given}, the prompt {batch, length}: give one entry for each token")
         return self.visual.to(inputs.device).bool().repeat_interleave(batch // self.visual.shape[0], 0)
 
     def _on_decoder(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         """Is this a new prompt, or tokens that follow one?"""
-        self.forward = None
-        self.tap.close()
-        visual, self.found = self.found, None
+        self._end()
+        run = self._run
+        visual, run.found = run.found, None
         cache: Cache | None = kwargs.get("past_key_values")
         padding = padding_of(kwargs.get("attention_mask"))
         prompt = Prompt.held_by(cache)
@@ -164,9 +185,9 @@ class Pruned:
                 raise NotImplementedError(
                     "new visual tokens after a pruned prompt: start a new cache with all images in one prompt"
                 )
-            self.forward = Forward(prompt, padding)
+            run.forward = Forward(prompt, padding)
         elif visual is not None:
-            self.forward = self._new_prompt(visual, padding, cache)
+            run.forward = self._new_prompt(visual, padding, cache)
 
     def _new_prompt(self, visual: Tensor, padding: Tensor | None, cache: Cache | None) -> Forward | None:
         length = visual.shape[1]
@@ -185,6 +206,8 @@ class Pruned:
         if not all(ends):
             raise ValueError("padding on the right hides the last prompt token: pad on the left (padding_side='left')")
         families.check_prompt(self.config, length)
+        self._one_reader.acquire()
+        self._run.reading = True
         self.tap.open(self.tapped)
         counts = [image + text for image, text in zip(seen, texts, strict=True)]
         return Forward(prompt, padding, self.method.start(), counts, texts)
@@ -193,7 +216,7 @@ class Pruned:
         self, layer: int, module: nn.Module, args: tuple, kwargs: dict[str, Any]
     ) -> tuple[tuple, dict] | None:
         """Cut what enters the layer, and make mask and rope fit."""
-        forward = self.forward
+        forward = self._run.forward
         if forward is None:
             return None
         hidden, cache = args[0], kwargs.get("past_key_values")
@@ -237,6 +260,7 @@ class Pruned:
         keep = forward.decide(View(layer, layout, index, hidden, seen))
         if seen is not None:
             forward.prompt.scored[layer - 1] = seen.scored
+            self.tap.seen = None  # frees that layer's queries, keys and values
         if keep is None:
             return hidden
         survivors = layout.real & (keep | ~layout.visual)
@@ -271,11 +295,25 @@ class Pruned:
         return causal_mask(self.config, self.kinds[layer], hidden, real, cache, layer)
 
     def _on_end(self, module: nn.Module, args: tuple, output: Any) -> None:
-        self.forward = None
-        self.tap.close()
+        self._end()
+
+    def _end(self) -> None:
+        """Leave the decoder, if this thread is in it."""
+        run = self._run
+        run.forward = None
+        if run.reading:
+            run.reading = False
+            self.tap.close()
+            self._one_reader.release()
 
     def _stage_of_prompt(self) -> Stage | None:
-        return self.forward.stage if self.forward is not None else None
+        forward = self._run.forward
+        return None if forward is None else forward.stage
+
+    @property
+    def _run(self) -> Run | ThreadRun:
+        """This thread's; a graph that is being compiled has its own, since it cannot look at thread-local things."""
+        return self._compiling if torch.compiler.is_compiling() else self._of_thread
 
 
 def forget_compiled(model: nn.Module) -> None:

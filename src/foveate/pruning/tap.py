@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -149,21 +150,23 @@ class Edit:
 
 
 class Tap:
-    """Shows the attention of chosen layers to the engine, for one forward pass.
+    """Shows the attention of chosen layers to the engine while one prompt is read.
 
-    A tapped layer is given its own copy of the config that names this tap as its attention implementation, and gets its
-    config back as soon as it is called. All other layers, and the model's masks, never notice.
+    A tapped layer is given its own copy of the config, one that names this tap as its attention implementation; all
+    other layers, and the model's masks, never notice. Calls from other threads pass through to the user's kernel.
     """
 
     def __init__(self):
         self.name = f"foveate_{id(self):x}"
-        self.configs: dict[nn.Module, PretrainedConfig] = {}
+        self.configs: dict[nn.Module, PretrainedConfig] = {}  # the user's own
+        self.reader = 0  # the thread that reads a prompt
         self.edits: Callable[[torch.device], Sequence[Edit]] | None = None  # of the next tapped layer
         self.seen: Callable[[Tensor], Attention] | None = None  # of the last tapped layer
 
     def open(self, modules: Iterable[nn.Module]) -> None:
-        """Tap these attention modules until each has been called once, or `close`."""
+        """Tap these attention modules for calls from this thread, until `close`."""
         self.close()
+        self.reader = threading.get_ident()
         ALL_ATTENTION_FUNCTIONS[self.name] = self.attend  # in this process' local mapping, until `close`
         for module in modules:
             self.configs[module] = module.config
@@ -172,9 +175,9 @@ class Tap:
 
     def close(self) -> None:
         """Give every config back and forget what was seen."""
-        for module in list(self.configs):
-            self._restore(module)
-        self.edits = self.seen = None
+        for module, config in self.configs.items():
+            module.config = config
+        self.configs, self.edits, self.seen = {}, None, None
         if self.name in ALL_ATTENTION_FUNCTIONS:
             del ALL_ATTENTION_FUNCTIONS[self.name]
 
@@ -182,13 +185,16 @@ class Tap:
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs
     ) -> tuple[Tensor, Tensor | None]:
         """An attention function of transformers: the user's own, then remember what went in and came out."""
-        self._restore(module)
+        module = self._untapped(module)
+        kernel = attention_function(module)
+        if threading.get_ident() != self.reader:
+            return kernel(module, query, key, value, mask, **kwargs)
         for name in ("softcap", "s_aux", "position_bias"):
             if kwargs.get(name) is not None:
                 raise NotImplementedError(
                     f"attention with {name!r} is not plain softmax(QK)V: use a method that reads no attention, like VTW"
                 )
-        kernel, scaling, length = attention_function(module), kwargs["scaling"], query.shape[2]
+        scaling, length = kwargs["scaling"], query.shape[2]
 
         def first(n: int) -> tuple[Tensor, Tensor | None]:
             """The user's kernel on the first n tokens of the prompt."""
@@ -210,8 +216,11 @@ class Tap:
         """What the last tapped layer computed over survivors (`real` (B, M) False on filler); None if none was."""
         return None if self.seen is None else self.seen(real)
 
-    def _restore(self, module: nn.Module) -> None:
-        module.config = self.configs.pop(module)
+    def _untapped(self, module: nn.Module) -> nn.Module:
+        """The module as kernels should see it, with the user's config; the same parameters."""
+        user = copy.copy(module)
+        user.config = self.configs.get(module, module.config)
+        return user
 
 
 def attention_function(module: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:
