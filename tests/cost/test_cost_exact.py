@@ -166,7 +166,8 @@ def test_a_pruned_prefill_with_its_scoring_costs_what_torch_counts(method):
     assert pruned.trace.flops + tower.total == pytest.approx(real, rel=CLOSE)
 
 
-@pytest.mark.parametrize("family", sorted(FAMILIES.keys() - {"gemma3"}))  # (its prompt outgrows its window, which is refused)
+# (Gemma 3's prompt outgrows its window here, which the engine refuses.)
+@pytest.mark.parametrize("family", sorted(FAMILIES.keys() - {"gemma3"}))
 def test_a_pruned_prefill_of_every_family_costs_what_torch_counts(family):
     make, _, extra = FAMILIES[family]
     config = make()
