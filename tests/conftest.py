@@ -1,6 +1,8 @@
 """One thread, nothing from the network, and a picture of transformers as it was before any test used foveate."""
 
 import os
+import sys
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
@@ -14,6 +16,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 torch.set_num_threads(1)
+sys.path.append(str(Path(__file__).parent / "cost"))  # the tiny configurations of all families live there
 logging.set_verbosity_error()
 
 REGISTRIES_BEFORE = (dict(ALL_ATTENTION_FUNCTIONS), dict(ALL_MASK_ATTENTION_FUNCTIONS))

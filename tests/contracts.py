@@ -102,8 +102,8 @@ def survivors(trace: Any, layer: int, sample: int) -> list[int]:
     return kept.tolist()
 
 
-def check_trace(trace: Any, batch: tuple[tiny.Row, ...], results: list[rows.Result]) -> None:
-    width = max(len(row.ids) for row in batch)
+def check_trace(trace: Any, batch: tuple[tiny.Row, ...], results: list[rows.Result], spare: int = 0) -> None:
+    width = max(len(row.ids) for row in batch) + spare
     for b, (row, result) in enumerate(zip(batch, results, strict=True)):
         padding = width - len(row.ids)
         assert int(trace.prompt[b]) == len(row.ids)

@@ -1,16 +1,19 @@
 """The contracts, for every family and method: dropped equals masked, a row in a batch equals that row alone, keeping
 everything is the unpruned model, every way of generating is right or says what to do instead."""
 
+import copy
 import re
+from contextlib import nullcontext
 
 import pytest
 import torch
-from transformers import MllamaConfig, MllamaForConditionalGeneration
+from transformers import CompileConfig, MllamaConfig, MllamaForConditionalGeneration
 
 import foveate
 import tiny
 from contracts import ATOL, FEW, METHODS, STEPS, check_row, check_trace, generate, given, reference, rule_of
 from reference import rows, rules
+from reference.decoder import Decoder
 
 ATTENTION = ("sdpa", "eager")
 every_family = pytest.mark.parametrize("family", tiny.FAMILIES)
@@ -124,6 +127,35 @@ def test_a_row_in_a_padded_batch_equals_that_row_alone(family, attention, method
                 assert [v - padding for v in traced.stages[-1].kept[b].tolist()] == pruned.trace.stages[-1].kept[
                     0
                 ].tolist()
+
+
+@pytest.mark.parametrize("method", (*FEW, "vtw first", "visipruner halve"))
+@every_attention
+@two_families
+def test_a_prompt_may_begin_with_its_image(family, attention, method):
+    """No token stands before the image, so that some rows lose everything they could look at."""
+    model = tiny.model(family, attention)
+    side = (4, 6) if family == "qwen" else (tiny.LLAVA_SIDE, tiny.LLAVA_SIDE)
+    batch = (tiny.row(family, side, text=6, seed=21, system=()), tiny.row(family, side, text=9, seed=22, system=()))
+    with foveate.prune(model, METHODS[method]) as pruned:
+        out = generate(model, tiny.batch(*batch))
+    results = [reference(row, method) for row in batch]
+    check_trace(pruned.trace, batch, results)
+    for b, result in enumerate(results):
+        check_row(out, b, result)
+
+
+@pytest.mark.parametrize("method", (*FEW, "vtw"))
+@every_attention
+@two_families
+def test_padding_in_every_row_changes_nothing(family, attention, method):
+    model, batch = tiny.model(family, attention), tiny.forms(family)["left padding"]
+    with foveate.prune(model, METHODS[method]) as pruned:
+        out = generate(model, tiny.batch(*batch, spare=5))
+    results = [reference(row, method) for row in batch]
+    check_trace(pruned.trace, batch, results, spare=5)
+    for b, result in enumerate(results):
+        check_row(out, b, result)
 
 
 EVERYTHING = {
@@ -263,12 +295,29 @@ def test_sampling_draws_what_the_masked_model_draws(family, attention, method):
 @few_methods
 @every_attention
 @two_families
+def test_several_answers_to_one_prompt_follow_the_masked_model(family, attention, method):
+    model, batch = tiny.model(family, attention), tiny.forms(family)["ragged"]
+    with foveate.prune(model, METHODS[method]):
+        out = generate(model, tiny.batch(*batch), do_sample=True, num_return_sequences=2)
+    for b in range(2 * len(batch)):
+        row = batch[b // 2]
+        check_row(out, b, rows.forced(given(row), rule_of(METHODS[method]), out.sequences[b, -STEPS:].tolist()))
+
+
+@pytest.mark.parametrize("leave", (False, True), ids=("in one block", "after leaving and entering again"))
+@few_methods
+@every_attention
+@two_families
 @pytest.mark.parametrize("form", ("one", "ragged"))
-def test_a_second_turn_of_text_goes_on_from_the_pruned_cache(family, attention, method, form):
+def test_a_second_turn_of_text_goes_on_from_the_pruned_cache(family, attention, method, form, leave):
     model, batch = tiny.model(family, attention), tiny.forms(family)[form]
     inputs, more = tiny.batch(*batch), [31, 32, 33]
-    with foveate.prune(model, METHODS[method]):
+    pruned = foveate.prune(model, METHODS[method])
+    try:
         first = generate(model, inputs)
+        if leave:
+            pruned.remove()
+            pruned = foveate.prune(model, METHODS[method])
         ids = torch.cat([first.sequences, torch.tensor([more] * len(batch))], dim=1)
         longer = ids.shape[1] - inputs["attention_mask"].shape[1]
         mask = torch.nn.functional.pad(inputs["attention_mask"], (0, longer), value=1)
@@ -276,6 +325,8 @@ def test_a_second_turn_of_text_goes_on_from_the_pruned_cache(family, attention, 
         if family == "qwen":
             turn["mm_token_type_ids"] = (ids == tiny.IMAGE).int()
         second = generate(model, turn, past_key_values=first.past_key_values)
+    finally:
+        pruned.remove()
     for b, row in enumerate(batch):
         said = first.sequences[b, -STEPS:].tolist() + more + second.sequences[b, -STEPS:].tolist()
         result = rows.forced(given(row), rule_of(METHODS[method]), said)
@@ -294,6 +345,28 @@ def test_a_static_cache_gives_the_same(family, attention, method, form):
         out = generate(model, tiny.batch(*batch), cache_implementation="static")
     for b, row in enumerate(batch):
         check_row(out, b, reference(row, method))
+
+
+def test_compiled_decode_is_one_graph_and_not_reused_by_the_other_side():
+    """Dense, pruned, dense again: a graph that was made without hooks must not serve with them, nor the other way."""
+    model, batch = tiny.model("llava-gqa", "sdpa"), tiny.forms("llava-gqa")["left padding"]
+    options = CompileConfig(backend="eager", fullgraph=True, mode=None)
+    options._compile_all_devices = True  # transformers compiles on accelerators only unless told so
+    before = set(vars(model))
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    try:
+        for method in ("dense", "visipruner", "dense"):
+            with foveate.prune(model, METHODS[method]) if method != "dense" else nullcontext():
+                out = generate(model, tiny.batch(*batch), cache_implementation="static", compile_config=options)
+            for b, row in enumerate(batch):
+                check_row(out, b, reference(row, method))
+        assert not torch._dynamo.utils.counters["graph_break"]
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 3  # one for each time, none for each step
+    finally:
+        torch._dynamo.reset()
+        for attribute in set(vars(model)) - before:
+            delattr(model, attribute)
 
 
 @few_methods
@@ -403,7 +476,85 @@ def test_embeddings_with_a_visual_mask_equal_ids_with_pictures(attention, method
         check_row(out, b, result)
 
 
+@every_method
+def test_half_precision_runs_and_keeps_the_right_number(method):
+    model, batch = copy.deepcopy(tiny.model("llava-gqa", "sdpa")).bfloat16(), tiny.forms("llava-gqa")["ragged"]
+    inputs = tiny.batch(*batch)
+    inputs["pixel_values"] = inputs["pixel_values"].bfloat16()
+    with foveate.prune(model, METHODS[method]) as pruned:
+        out = generate(model, inputs)
+    assert all(logits.isfinite().all() for logits in out.logits)
+    if METHODS[method].name in ("fastv", "himap", "vtw", "uniform"):
+        counts = [[len(kept) for kept in stage.kept] for stage in pruned.trace.stages]
+        wanted = [reference(row, method) for row in batch]
+        assert counts == [[len(r.alive[stage.layer]) for r in wanted] for stage in pruned.trace.stages]
+
+
+def test_a_video_is_pruned_like_an_image():
+    """Their placeholders are visual as well. Positions are the model's own here: the reference knows images only."""
+    model, eager = tiny.model("qwen", "sdpa"), tiny.model("qwen", "eager")
+    ids = torch.tensor([[1, 5, tiny.VISION_START, *[tiny.VIDEO] * 24, tiny.VISION_END, 11, 12, 13, 14]])
+    inputs = {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "pixel_values_videos": torch.randn(96, 1176),
+        "video_grid_thw": torch.tensor([[2, 6, 8]]),
+        "second_per_grid_ts": torch.tensor([1.0]),
+        "mm_token_type_ids": 2 * (ids == tiny.VIDEO).int(),
+    }
+    with foveate.prune(model, METHODS["fastv"]) as pruned:
+        out = generate(model, inputs)
+    visual = list(range(3, 27))
+    assert pruned.trace.visual[0].tolist() == visual
+
+    decoder = Decoder.of(eager)
+    embeds = decoder.embed(ids[0].tolist()).clone()
+    features = eager.get_video_features(inputs["pixel_values_videos"], inputs["video_grid_thw"]).pooler_output
+    embeds[visual] = torch.cat(list(features)).double()
+    positions, _ = eager.model.get_rope_index(
+        ids,
+        video_grid_thw=inputs["video_grid_thw"],
+        second_per_grid_ts=inputs["second_per_grid_ts"],
+        mm_token_type_ids=inputs["mm_token_type_ids"],
+    )
+    video = rows.Input(decoder, rules.Prompt(ids.shape[1], tuple(visual)), embeds, positions[:, 0])
+    check_row(out, 0, rows.greedy(video, rule_of(METHODS["fastv"]), STEPS))
+
+
 # ---- what cannot be right says so
+
+
+@pytest.mark.parametrize("method", ("fastv", "himap", "vtw", "visipruner", "uniform", "random"))
+def test_a_prompt_that_ends_in_an_image_is_refused(method):
+    """Its last token, whose logits are wanted, would be one of those that may go."""
+    model = tiny.model("llava-gqa", "sdpa")
+    row = tiny.Row("llava-gqa", (1, 5, 6, 8, 9, *[tiny.IMAGE] * 25), ((901, 5, 5),))
+    batch = (row, tiny.forms("llava-gqa")["one"][0])
+    with foveate.prune(model, METHODS[method]), pytest.raises((ValueError, NotImplementedError), match=r"(?i)text"):
+        generate(model, tiny.batch(*batch))
+
+
+def test_padding_on_the_right_is_refused():
+    model, batch = tiny.model("llava-gqa", "sdpa"), tiny.forms("llava-gqa")["left padding"]
+    inputs, width = tiny.batch(*batch), max(len(row.ids) for row in batch)
+    inputs["input_ids"] = torch.tensor([[*row.ids, *[tiny.PAD] * (width - len(row.ids))] for row in batch])
+    inputs["attention_mask"] = (inputs["input_ids"] != tiny.PAD).long()
+    with foveate.prune(model, METHODS["fastv"]), pytest.raises((ValueError, NotImplementedError), match=r"(?i)left"):
+        model(**inputs)
+
+
+def test_an_image_after_a_turn_of_text_is_right_or_refused():
+    model, (row,) = tiny.model("llava-gqa", "sdpa"), tiny.forms("llava-gqa")["one"]
+    hello = torch.tensor([[1, 5, 6, 20, 21, 22]])
+    with foveate.prune(model, METHODS["fastv"]):
+        first = generate(model, {"input_ids": hello, "attention_mask": torch.ones_like(hello)})
+        whole = tiny.Row("llava-gqa", (*first.sequences[0].tolist(), *row.ids[3:]), row.images)
+        try:
+            out = generate(model, tiny.batch(whole), past_key_values=first.past_key_values)
+        except (ValueError, NotImplementedError) as error:
+            assert "cache" in str(error)
+            return
+    check_row(out, 0, reference(whole, "fastv"))
 
 
 def test_new_images_after_a_pruned_prompt_are_refused():

@@ -41,10 +41,10 @@ class Row:
         return [i for i, token in enumerate(self.ids) if token == IMAGE]
 
 
-def row(family: str, *sizes: tuple[int, int], text: int, seed: int) -> Row:
-    """Some text, images of the given (height, width) with a word after each, and `text` more tokens."""
+def row(family: str, *sizes: tuple[int, int], text: int, seed: int, system: tuple[int, ...] = (1, 5, 6)) -> Row:
+    """The `system` tokens, images of the given (height, width) with a word after each, and `text` more tokens."""
     generator = torch.Generator().manual_seed(seed)
-    ids = [1, 5, 6]
+    ids = list(system)
     for height, width in sizes:
         image = [IMAGE] * (height * width)
         ids += [VISION_START, *image, VISION_END] if family == "qwen" else [*image, 7]
@@ -61,9 +61,9 @@ def pixels(family: str, image: tuple[int, int, int]) -> Tensor:
     return torch.randn(1, 3, 14 * height, 14 * width, generator=generator)
 
 
-def batch(*rows: Row) -> dict[str, Tensor]:
-    """Left-padded model inputs of a few rows."""
-    family, width = rows[0].family, max(len(r.ids) for r in rows)
+def batch(*rows: Row, spare: int = 0) -> dict[str, Tensor]:
+    """Left-padded model inputs of a few rows, `spare` columns wider than they need to be."""
+    family, width = rows[0].family, max(len(r.ids) for r in rows) + spare
     ids = torch.tensor([[PAD] * (width - len(r.ids)) + list(r.ids) for r in rows])
     real = torch.tensor([[0] * (width - len(r.ids)) + [1] * len(r.ids) for r in rows])
     inputs = {"input_ids": ids, "attention_mask": real}
