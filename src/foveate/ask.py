@@ -4,7 +4,6 @@ Loads, runs and measures; prints nothing. `report` turns the result into text an
 """
 
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -17,9 +16,11 @@ from PIL import Image, ImageOps
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, StoppingCriteria
 
 import foveate
+from foveate import cost
 from foveate.estimate import published
 from foveate.methods import Method
 from foveate.pruning.families import grids
+from foveate.pruning.stages import Trace
 
 TIMED_TOKENS = 16  # what every timed run generates, however long the answer itself is
 
@@ -30,7 +31,7 @@ class Side:
 
     answer: str
     tokens: list[int]  # in each layer, during the prompt
-    flops: int | None  # exact, of the prompt; None for an architecture without a cost model
+    flops: int | None  # exact, of the prompt with its vision tower; None for an architecture without a cost model
     published: int | None  # by the formula of the method's paper; None likewise
     cache_bytes: int  # keys and values of the prompt in all layers
     first: list[float]  # seconds to the first token, one per run
@@ -168,14 +169,14 @@ def ask(model: Any, processor: Any, inputs: Any, method: Method, new_tokens: int
                 times.append(time_one(model, inputs))
 
     visual, prompt = trace.visual[0], trace.prompt[0]
-    schedule = [(stage.layer, len(stage.kept[0])) for stage in trace.stages]
-    paper = partial(published, model.config, method, len(visual), prompt - len(visual))
+    dense_flops, pruned_flops = exact_flops(model.config, trace, inputs)
+    dense_published, pruned_published = published_flops(model.config, trace, method)
     return Result(
         dense=Side(
             answer=dense_answer,
             tokens=[prompt] * len(trace.tokens),
-            flops=costed(lambda: trace.dense_flops),
-            published=costed(paper),
+            flops=dense_flops,
+            published=dense_published,
             cache_bytes=dense_bytes,
             first=[first for first, _ in dense_times],
             each=[each for _, each in dense_times],
@@ -183,8 +184,8 @@ def ask(model: Any, processor: Any, inputs: Any, method: Method, new_tokens: int
         pruned=Side(
             answer=pruned_answer,
             tokens=[layer[0] for layer in trace.tokens],
-            flops=costed(lambda: trace.flops),
-            published=costed(lambda: paper(schedule)),
+            flops=pruned_flops,
+            published=pruned_published,
             cache_bytes=pruned_bytes,
             first=[first for first, _ in pruned_times],
             each=[each for _, each in pruned_times],
@@ -194,12 +195,24 @@ def ask(model: Any, processor: Any, inputs: Any, method: Method, new_tokens: int
     )
 
 
-def costed(count: Callable[[], int]) -> int | None:
-    """A cost, or None for an architecture that has no cost model."""
+def exact_flops(config: Any, trace: Trace, inputs: Any) -> tuple[int, int] | tuple[None, None]:
+    """FLOPs of the prompt, dense and pruned, with the vision tower's; None for an architecture without a cost model."""
     try:
-        return count()
+        whole = cost.prefill(config, trace.tokens, images=cost.images_of(config, inputs))
+        tower = whole.vision + whole.projector
+        return trace.dense_flops + tower, trace.flops + tower
     except NotImplementedError:
-        return None
+        return None, None
+
+
+def published_flops(config: Any, trace: Trace, method: Method) -> tuple[int, int] | tuple[None, None]:
+    """What the formula of the method's paper says of the prompt, dense and pruned; None as above."""
+    visual = len(trace.visual[0])
+    paper = partial(published, config, method, visual, trace.prompt[0] - visual)
+    try:
+        return paper(), paper([(stage.layer, len(stage.kept[0])) for stage in trace.stages])
+    except NotImplementedError:
+        return None, None
 
 
 def generate(model: Any, inputs: Any, new_tokens: int, **settings: Any) -> Any:

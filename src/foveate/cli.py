@@ -1,6 +1,7 @@
 """The command line. Words in, words out: every job is done elsewhere, and imported only when it is asked for."""
 
 import json
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version as installed
@@ -32,12 +33,11 @@ def fail(message: str) -> NoReturn:
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """What a user can mend is told in one line: the first of the error's message, which names the remedy."""
+    """What a user can mend is told in one line."""
     try:
         yield
     except (ValueError, NotImplementedError, OSError, ImportError) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        fail(lines[0])
+        fail(textwrap.shorten(str(error) or type(error).__name__, 300, placeholder=" ..."))
 
 
 def show_version(wanted: bool) -> None:
@@ -82,6 +82,7 @@ def ask(
         from foveate import ask as job
         from foveate import show
         from foveate.options import check_layers, method_from, settings_of
+        from foveate.report.text import table
 
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
@@ -121,7 +122,7 @@ def ask(
         console = Console(highlight=False)
         console.print(question, style="bold", markup=False)
         console.print()
-        console.print(show.ask_table(result, chosen))
+        console.print(table(show.ask_rows(result, chosen)))
         console.print()
         for note in show.ask_notes(result, chosen, setting):
             console.print(note, style="dim", markup=False)
@@ -147,10 +148,13 @@ def cost(
     settings: Settings = None,
     image_size: Annotated[str | None, typer.Option(metavar="HEIGHTxWIDTH", help="Of the image, in pixels.")] = None,
     visual: Annotated[int | None, typer.Option(min=1, help="Visual tokens, if not by the image.")] = None,
-    text: Annotated[int, typer.Option(min=1, help="System and text tokens.")] = 40,
-    decode: Annotated[int, typer.Option(min=0, help="Tokens that the answer has after its first.")] = 0,
+    text: Annotated[int, typer.Option(min=1, help="Tokens of the prompt that are not visual.")] = 40,
+    system: Annotated[int, typer.Option(min=0, help="How many of them stand before the image.")] = 0,
+    decode: Annotated[int, typer.Option(min=0, help="Tokens decoded after the answer's first.")] = 0,
     dtype: Annotated[str, typer.Option(help="Of the KV cache.")] = "bfloat16",
-    as_published: Annotated[bool, typer.Option("--as-published", help="By the formula of the method's paper.")] = False,
+    as_published: Annotated[
+        bool, typer.Option("--as-published", help="The formula of the method's paper alone.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """FLOPs and KV cache of a prompt, dense and pruned, from the model's config alone."""
@@ -161,24 +165,27 @@ def cost(
         from foveate import estimate, show
         from foveate.ask import find_model
         from foveate.options import check_layers, method_from, settings_of
+        from foveate.report.text import table
 
         chosen = method_from(method, settings or [])
         config = AutoConfig.from_pretrained(find_model(model), trust_remote_code=False)
         check_layers(chosen, config.get_text_config().num_hidden_layers)
+        if system > text:
+            raise ValueError(f"--system {system} is more than --text {text}, which includes it")
         tokens, images = estimate.count_visual(config, visual, parse_size(image_size))
-        dense, pruned = estimate.estimate(
-            config, chosen, visual=tokens, text=text, images=images, decode=decode, dtype=dtype
+        comparison = estimate.estimate(
+            config, chosen, visual=tokens, text=text, system=system, images=images, new_tokens=decode + 1, dtype=dtype
         )
         if as_json:
             setting = {"model": model, "method": {"name": chosen.name, **settings_of(chosen)}}
-            counts = {"visual_tokens": tokens, "text_tokens": text, "decode_tokens": decode}
-            sides = {"dense": show.cost_json(dense), "pruned": show.cost_json(pruned)}
-            typer.echo(json.dumps({**setting, **counts, **sides}, indent=2))
+            counts = {"visual_tokens": tokens, "text_tokens": text, "system_tokens": system, "decoded_tokens": decode}
+            sides = {"dense": show.cost_json(comparison.dense), "pruned": show.cost_json(comparison.pruned)}
+            typer.echo(json.dumps({**setting, **counts, "published_formula": comparison.formula, **sides}, indent=2))
             return
         console = Console(highlight=False)
-        console.print(show.cost_table(dense, pruned, chosen, decode, as_published))
+        console.print(table(show.cost_rows(comparison, as_published)))
         console.print()
-        for note in show.cost_notes(chosen, tokens, text, images, as_published):
+        for note in show.cost_notes(chosen, tokens, text, images):
             console.print(note, style="dim", markup=False)
 
 

@@ -1,7 +1,6 @@
 """What a method saves on a model, from the model's config alone: no weights are read and nothing is run."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from foveate import cost
@@ -16,17 +15,6 @@ COUNTS = {  # formula: its unit, and what it counts
 }
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """One prompt, dense or pruned."""
-
-    tokens: list[int]  # in each layer
-    prefill: cost.Flops
-    decode: int  # FLOPs of all decode steps together
-    cache_bytes: int  # keys and values of the prompt
-    published: int  # by the paper's formula
-
-
 def formula_of(method: Method) -> str:
     """The published formula that a method is counted by."""
     return FORMULA.get(method.name, "himap")
@@ -39,26 +27,33 @@ def published(config: Any, method: Method, visual: int, text: int, schedule: Seq
 
 
 def estimate(
-    config: Any, method: Method, *, visual: int, text: int, images: Any = 1, decode: int = 0, dtype: str = "bfloat16"
-) -> tuple[Estimate, Estimate]:
-    """The cost of one prompt of `visual` and `text` tokens and of `decode` tokens after it, dense and pruned.
+    config: Any,
+    method: Method,
+    *,
+    visual: int,
+    text: int,
+    system: int = 0,
+    images: Any = 1,
+    new_tokens: int = 1,
+    dtype: str = "bfloat16",
+) -> cost.Comparison:
+    """The cost of a prompt of `visual` and `text` tokens, `system` of them before the image, and of its answer.
 
-    The text counts as standing behind the image where a method's scoring depends on that. images: as `cost.prefill`.
+    images: as `cost.prefill` takes them. new_tokens: of the answer. dtype: of the KV cache.
     Raises ValueError for a schedule outside the model's layers, NotImplementedError for an unknown architecture.
     """
     layers = cost.decoder_shape(config).layers
-
-    def one(schedule: Sequence[tuple[int, int]], scored: dict[int, int]) -> Estimate:
-        tokens = cost.tokens_per_layer(layers, visual + text, visual, schedule)
-        return Estimate(
-            tokens=tokens,
-            prefill=cost.prefill(config, tokens, scored=scored, images=images),
-            decode=cost.decode(config, [count + 1 for count in tokens], decode).total,
-            cache_bytes=cost.kv_bytes(config, tokens, dtype),
-            published=published(config, method, visual, text, schedule),
-        )
-
-    return one([], {}), one(method.schedule(layers, visual), method.scored(layers, visual, text))
+    return cost.compare(
+        config,
+        visual,
+        method.schedule(layers, visual),
+        text=text,
+        scored=method.scored(layers, visual, text - system, text + visual),
+        images=images,
+        new_tokens=new_tokens,
+        dtype=dtype,
+        formula=formula_of(method),
+    )
 
 
 def count_visual(config: Any, visual: int | None, size: tuple[int, int] | None) -> tuple[int, Any]:

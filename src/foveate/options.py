@@ -88,16 +88,17 @@ def describe(hint: Any) -> str:
 
 
 def check_layers(method: Method, layers: int) -> None:
-    """Refuse a field that names a layer which a model of `layers` layers does not have, and say one that it has.
+    """Refuse layers that a model of `layers` layers does not have, and suggest some that it has.
 
     The published layers are those of 32-layer models; the suggestion is in proportion.
     """
-    for field, value in settings_of(method).items():
-        if field.startswith("layer") and isinstance(value, int) and not 0 < value < layers:
-            fitting = min(max(round(value * layers / 32), 1), layers - 1)
+    fields = {field: value for field, value in settings_of(method).items() if field.startswith("layer")}
+    for field, value in fields.items():
+        if not 0 < value < layers:
+            scaled = {name: min(max(round(layer * layers / 32), 1), layers - 1) for name, layer in fields.items()}
             raise ValueError(
                 f"{method.name}: {field}={value}, but this model can drop tokens before layers 1 to {layers - 1}; "
-                f"try --set {field}={fitting}"
+                f"try {' '.join(f'--set {name}={layer}' for name, layer in scaled.items())}"
             )
 
 

@@ -1,7 +1,7 @@
 """Results of the commands as tables, JSON and pictures."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -15,52 +15,43 @@ from rich.table import Table
 from rich.text import Text
 
 from foveate.ask import TIMED_TOKENS, Result, Side
-from foveate.estimate import COUNTS, Estimate, formula_of
+from foveate.cost import Comparison, Cost, comparison_rows
+from foveate.cost.tables import si
+from foveate.estimate import COUNTS, formula_of
 from foveate.methods import Method
 from foveate.options import settings_of
 from foveate.report.overlay import overlay
-from foveate.report.text import (
-    amount,
-    comparison,
-    duration,
-    layer_ranges,
-    memory,
-    paired_ratio,
-    spread,
-    times_less,
-)
+from foveate.report.text import duration, layer_ranges, paired_ratio, spread
 
 Setting = Mapping[str, Any]  # what a question was asked with: model, image, device ...
-Row = tuple[str, str, str, str]
-
-PARTS = {  # of `cost.Flops`, as a table names them
-    "vision tower": "vision",
-    "projector": "projector",
-    "q, k, v, o projections": "projections",
-    "attention": "attention",
-    "FFN": "ffn",
-    "LM head": "head",
-    "the method's scoring": "scoring",
-    "prefill, exact": "total",
-}
 
 
-def ask_table(result: Result, method: Method) -> Table:
-    """Both answers and their costs, side by side."""
+def ask_rows(result: Result, method: Method) -> list[Sequence[str]]:
+    """Both answers and their costs, the header first."""
     dense, pruned = result.dense, result.pruned
-    unit, _ = COUNTS[formula_of(method)]
-    rows: list[Row] = [
+    unit = COUNTS[formula_of(method)][0]
+    return [
+        ("", "dense", method.name, ""),
         ("answer", dense.answer or "(nothing)", pruned.answer or "(nothing)", ""),
-        compared("prefill, exact", dense.flops, pruned.flops, flops),
-        compared("prefill, as published", dense.published, pruned.published, lambda n: amount(n, unit)),
+        share("prefill, exact", dense.flops, pruned.flops, "FLOPs"),
+        share("prefill, as published", dense.published, pruned.published, unit),
+        speed("time to first token", dense.first, pruned.first),
+        speed("time per token after", dense.each, pruned.each),
+        share("KV cache of the prompt", dense.cache_bytes, pruned.cache_bytes, "B"),
+        ("tokens in layers", layer_ranges(dense.tokens), layer_ranges(pruned.tokens), ""),
     ]
-    for what, a, b in (
-        ("time to first token", dense.first, pruned.first),
-        ("per output token", dense.each, pruned.each),
-    ):
-        rows.append((what, duration(median(a)), duration(median(b)), spread(paired_ratio(a, b))))
-    rows.append(compared("KV cache of the prompt", dense.cache_bytes, pruned.cache_bytes, memory))
-    return comparison([*rows, *token_rows(dense.tokens, pruned.tokens)], method.name)
+
+
+def share(what: str, dense: int | None, pruned: int | None, unit: str) -> Sequence[str]:
+    """A row of two amounts; None is an architecture without a cost model."""
+    if dense is None or pruned is None:
+        return what, "not modelled", "not modelled", ""
+    return what, si(dense, unit), si(pruned, unit), f"{pruned / dense:.1%} of dense"
+
+
+def speed(what: str, dense: Sequence[float], pruned: Sequence[float]) -> Sequence[str]:
+    """A row of two times, and how many times as fast the pruned one is, pair by pair."""
+    return what, duration(median(dense)), duration(median(pruned)), spread(paired_ratio(dense, pruned))
 
 
 def ask_notes(result: Result, method: Method, setting: Setting) -> list[str]:
@@ -138,59 +129,33 @@ def methods_table(methods: Iterable[type[Method]]) -> Table:
     return table
 
 
-def cost_table(dense: Estimate, pruned: Estimate, method: Method, steps: int, as_published: bool) -> Table:
-    """The cost of one prompt, dense and pruned: exact by parts, or one figure by the paper's formula."""
-    unit, _ = COUNTS[formula_of(method)]
-    rows = []
+def cost_rows(comparison: Comparison, as_published: bool) -> list[Sequence[str]]:
+    """What a prompt and its answer cost, the header first; as published, by the paper's formula and nothing else."""
+    dense, pruned = comparison.dense, comparison.pruned
     if as_published:
-        rows.append(compared("prefill, as published", dense.published, pruned.published, lambda n: amount(n, unit)))
-    else:
-        for what, part in PARTS.items():
-            a, b = getattr(dense.prefill, part), getattr(pruned.prefill, part)
-            rows.append(compared(what, a, b, flops))
-        if steps:
-            rows.append(compared(f"{steps} decode steps", dense.decode, pruned.decode, flops))
-    rows.append(compared("KV cache of the prompt", dense.cache_bytes, pruned.cache_bytes, memory))
-    return comparison([*rows, *token_rows(dense.tokens, pruned.tokens)], method.name)
+        unit = COUNTS[comparison.formula][0]
+        return [("", "dense", "pruned", ""), share("prefill, as published", dense.published, pruned.published, unit)]
+    tokens = ("tokens in layers", layer_ranges(dense.tokens), layer_ranges(pruned.tokens), "")
+    return [*comparison_rows(comparison), tokens]
 
 
-def cost_json(estimate: Estimate) -> dict[str, Any]:
-    """All figures of one prompt; the units stand in the names."""
+def cost_json(cost: Cost) -> dict[str, Any]:
+    """All figures of one side of a comparison; the units stand in the names."""
     return {
-        "tokens_per_layer": estimate.tokens,
-        "prefill_flops_exact": {**dataclasses.asdict(estimate.prefill), "total": estimate.prefill.total},
-        "decode_flops_exact": estimate.decode,
-        "kv_cache_bytes": estimate.cache_bytes,
-        "prefill_published": estimate.published,
+        "tokens_per_layer": cost.tokens,
+        "prefill_flops_exact": {**dataclasses.asdict(cost.prefill), "total": cost.prefill.total},
+        "decode_flops_exact": cost.decode.total,
+        "kv_cache_bytes": cost.kv_bytes,
+        "prefill_published": cost.published,
     }
 
 
-def cost_notes(method: Method, visual: int, text: int, images: Any, as_published: bool) -> list[str]:
+def cost_notes(method: Method, visual: int, text: int, images: Any) -> list[str]:
     """What was assumed."""
-    notes = [f"a prompt of {visual} visual and {text} text tokens"]
-    if as_published:
-        notes.append(f"as published: {COUNTS[formula_of(method)][1]}")
-    elif images == 0:
+    formula = formula_of(method)
+    notes = [f"a prompt of {visual} visual and {text} text tokens", f"{formula}'s formula: {COUNTS[formula][1]}"]
+    if images == 0:
         notes.append("without the vision tower: give --image-size for what the tower sees")
     if method.name == "visipruner":
         notes.append("visipruner decides while it runs: these are the layers and counts that its paper reports")
     return notes
-
-
-def compared(what: str, dense: float | None, pruned: float | None, write: Callable[[float], str]) -> Row:
-    """One row of a comparison; None is an architecture without a cost model."""
-    if dense is None or pruned is None:
-        return what, "not modelled", "not modelled", ""
-    return what, write(dense), write(pruned), times_less(dense, pruned) if dense else ""
-
-
-def token_rows(dense: Sequence[int], pruned: Sequence[int]) -> list[Row]:
-    """How many tokens the layers run on."""
-    return [
-        compared("tokens, mean of layers", sum(dense) / len(dense), sum(pruned) / len(pruned), lambda n: f"{n:.1f}"),
-        ("tokens in layers", layer_ranges(dense), layer_ranges(pruned), ""),
-    ]
-
-
-def flops(count: float) -> str:
-    return amount(count, "FLOPs")

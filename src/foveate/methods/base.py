@@ -51,6 +51,10 @@ class Method:
         """(layer, visual tokens kept from there on) for a prompt of `visual` visual tokens, without running a model."""
         raise NotImplementedError
 
+    def scored(self, layers: int, visual: int, instruction: int, prompt: int) -> dict[int, int]:
+        """{layer: attention rows computed there to decide}, for a prompt of `prompt` tokens in all."""
+        return {}
+
 
 def check_keep(name: str, keep: Keep) -> None:
     """Refuse what is neither a fraction in [0, 1] nor a count."""

@@ -53,3 +53,6 @@ class FastV(Method):
 
     def schedule(self, layers: int, visual: int) -> list[tuple[int, int]]:
         return [(self.layer, kept(self.keep, visual))]
+
+    def scored(self, layers: int, visual: int, instruction: int, prompt: int) -> dict[int, int]:
+        return {self.layer - 1: 1 if self.rows == "last" else prompt}

@@ -69,3 +69,6 @@ class HiMAP(Method):
     def schedule(self, layers: int, visual: int) -> list[tuple[int, int]]:
         first = kept(self.keep1, visual)
         return [(self.layer1, first), (self.layer2, kept(self.keep2, first))]
+
+    def scored(self, layers: int, visual: int, instruction: int, prompt: int) -> dict[int, int]:
+        return {self.layer1 - 1: instruction, self.layer2 - 1: kept(self.keep1, visual)}

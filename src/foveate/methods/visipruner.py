@@ -91,6 +91,9 @@ class VisiPruner(Method):
             cuts.append((round(layers * 24 / 32), 0))
         return cuts
 
+    def scored(self, layers: int, visual: int, instruction: int, prompt: int) -> dict[int, int]:
+        return {layer - 1: 3 for layer in self.cuts(layers)}  # the last row, and two products with the values
+
 
 class Search:
     """The middle and deep stages of one batch of prompts; `fired` and `counted` are per sample."""

@@ -8,30 +8,10 @@ from rich.table import Table
 from rich.text import Text
 
 
-def three_figures(value: float) -> str:
-    """A number from 0.001 on with three significant figures: 12.34 -> "12.3"."""
-    return f"{value:#.3g}".rstrip(".")
-
-
-def amount(value: float, unit: str) -> str:
-    """A count with its SI prefix and three figures: 2986076000000 FLOPs -> "2.99 TFLOPs"."""
-    for prefix, size in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if value >= size:
-            return f"{three_figures(value / size)} {prefix}{unit}"
-    return f"{value:.0f} {unit}"
-
-
-def memory(count: float) -> str:
-    """Bytes in binary units: 1572864 -> "1.50 MiB"."""
-    for prefix, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if count >= size:
-            return f"{three_figures(count / size)} {prefix}"
-    return f"{count:.0f} B"
-
-
 def duration(seconds: float) -> str:
-    """Seconds, or milliseconds below one: 0.0123 -> "12.3 ms"."""
-    return f"{three_figures(seconds)} s" if seconds >= 1 else f"{three_figures(seconds * 1000)} ms"
+    """Seconds, or milliseconds below one, with three figures: 0.0123 -> "12.3 ms"."""
+    value, unit = (seconds, "s") if seconds >= 1 else (seconds * 1000, "ms")
+    return f"{f'{value:#.3g}'.rstrip('.')} {unit}"
 
 
 def layer_ranges(counts: Sequence[int]) -> str:
@@ -45,11 +25,6 @@ def layer_ranges(counts: Sequence[int]) -> str:
     return "\n".join(words)
 
 
-def times_less(dense: float, pruned: float) -> str:
-    """How many times smaller the pruned figure is."""
-    return f"{dense / pruned:.2f}x" if pruned else "-"
-
-
 def paired_ratio(dense: Sequence[float], pruned: Sequence[float]) -> tuple[float, float, float]:
     """Median, smallest and largest of dense over pruned, pair by pair."""
     ratios = [d / p for d, p in zip(dense, pruned, strict=True)]
@@ -57,17 +32,16 @@ def paired_ratio(dense: Sequence[float], pruned: Sequence[float]) -> tuple[float
 
 
 def spread(ratio: tuple[float, float, float]) -> str:
-    """A paired ratio with its spread: "1.52x (1.48 to 1.60)"."""
-    return "{:.2f}x ({:.2f} to {:.2f})".format(*ratio)
+    """A paired ratio with its spread: "1.52x as fast (1.48-1.60)"."""
+    return "{:.2f}x as fast ({:.2f}-{:.2f})".format(*ratio)
 
 
-def comparison(rows: Sequence[tuple[str, str, str, str]], name: str) -> Table:
-    """Dense and pruned side by side: (what, dense, pruned, dense over pruned)."""
-    table = Table(box=None, pad_edge=False, show_header=True, header_style="bold", padding=(0, 3, 0, 0))
-    table.add_column("", no_wrap=True)
-    table.add_column("dense", overflow="fold")
-    table.add_column(name, overflow="fold")
-    table.add_column(f"dense / {name}", no_wrap=True)
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))  # Text: an answer's square brackets are no markup
-    return table
+def table(rows: Sequence[Sequence[str]]) -> Table:
+    """Rows of (what, dense, pruned, beside each other), the header first."""
+    header, *body = rows
+    grid = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for number, name in enumerate(header):
+        grid.add_column(name, overflow="fold", no_wrap=number in (0, 3), min_width=12 if number in (1, 2) else None)
+    for row in body:
+        grid.add_row(*(Text(cell) for cell in row))  # Text: square brackets in an answer are no markup
+    return grid
