@@ -32,6 +32,7 @@ METHODS = {
         shallow=2, fire=0.94, influence=0.3, exit=0.9, exit_count=2, consecutive=True, first_layer="halve"
     ),
     "visipruner shallow": foveate.VisiPruner(stages=("shallow",), shallow=3),
+    "visipruner no self-attention": foveate.VisiPruner(stages=("shallow",), shallow=4, self_attention=False),
     "visipruner halve": foveate.VisiPruner(stages=("shallow",), shallow=1, first_layer="halve"),
     "visipruner middle": foveate.VisiPruner(stages=("middle",), shallow=1, fire=0.9, influence=0.8),
     "visipruner no shallow": foveate.VisiPruner(
@@ -68,6 +69,7 @@ def rule_of(method: Any) -> rules.Rule:
                 exit_count=method.exit_count,
                 consecutive=method.consecutive,
                 first_layer=method.first_layer,
+                self_attention=method.self_attention,
             )
     raise KeyError(method.name)
 

@@ -143,6 +143,7 @@ class VisiPruner(Rule):
     exit_count: int = 2
     consecutive: bool = False
     first_layer: str = "merge"
+    self_attention: bool = True
     # what a run has seen, for tests that look at the numbers: layer -> {position: value}
     cosines: dict[int, dict[int, float]] = field(default_factory=dict)
     norms: dict[int, dict[int, float]] = field(default_factory=dict)
@@ -156,7 +157,7 @@ class VisiPruner(Rule):
         edited = attention.clone()
         visual, text = list(prompt.visual), prompt.instruction
         if layer > 0:
-            for i in text:
+            for i in text if self.self_attention else text + visual:
                 edited[:, i, visual] = 0
             return edited
         for i in visual:
