@@ -1,0 +1,139 @@
+"""Batches of scenes and questions as arrays. Batch number k of a run is always the same, whoever draws it and when.
+
+The picture of a batch comes with what each patch shows (for teaching the tower) and with many questions (for teaching
+the whole). It knows the tokenizer, not the model's insides.
+"""
+
+import multiprocessing
+from dataclasses import dataclass
+
+import numpy as np
+
+from foveate.suite.questions import TASKS, ask, quarter
+from foveate.suite.scenes import COLOURS, SHAPES, Scene, draw_scene, pictograms
+from model import GRID, PATCH
+from tokenizer import ASSISTANT, EOS, ORDINALS
+
+SLOTS = ((14, 16), (2, 32))  # (questions, tokens each) about one picture: short ones, then long ones
+SHORT = ("read", "count", "count", "colour", "colour", "shape", "position", "position", "relation", "name")
+TARGETS = 80  # answer tokens kept per picture
+CHARACTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+TASK_NAMES = tuple(TASKS)
+
+
+@dataclass
+class Batch:
+    """One batch as numpy arrays; B pictures."""
+
+    pixels: np.ndarray  # (B, 3, 144, 144) uint8
+    patches: np.ndarray  # (B, 144, groups) int64: the word of each group at each patch, or the group's size for none
+    questions: list[np.ndarray] | None = None  # per slot group (B, count, length) int64
+    at: np.ndarray | None = None  # (B, TARGETS) where, in the joined question tokens, a next token is asked for
+    target: np.ndarray | None = None  # (B, TARGETS) which token, -100 for unused
+    asked: np.ndarray | None = None  # (B, TARGETS) the slot it belongs to
+    tasks: np.ndarray | None = None  # (B, slots) the task of each slot as an index into TASK_NAMES
+
+
+def groups() -> dict[str, list[str]]:
+    """The kinds of words that a patch is taught, as they are written in a text (with the leading space)."""
+    return {
+        "name": [f" {n}" for n in (*SHAPES, *pictograms(), "text")],
+        "colour": [f" {c}" for c in COLOURS],
+        "row": [" top", " bottom"],
+        "column": [" left", " right"],
+        "character": list(CHARACTERS),
+        "place": [f" {o}" for o in ORDINALS],
+    }
+
+
+def patch_labels(scene: Scene, words: dict[str, list[str]]) -> np.ndarray:
+    """(144, groups): what lies at each patch, by the thing that covers at least a fifth of it."""
+    labels = np.tile([len(w) for w in words.values()], (GRID * GRID, 1))
+    cut = scene.owner.reshape(GRID, PATCH, GRID, PATCH).transpose(0, 2, 1, 3).reshape(GRID * GRID, -1)
+    cover = np.stack([(cut == i).sum(1) for i in range(len(scene.things))] or [np.zeros(GRID * GRID)], axis=1)
+    owner = np.where(cover.max(1) >= PATCH * PATCH / 5, cover.argmax(1), -1)
+    for i, thing in enumerate(scene.things):
+        mine = owner == i
+        row, column = quarter(thing).split()
+        labels[mine, 0] = words["name"].index(" text" if thing.kind == "text" else f" {thing.name}")
+        if thing.colour:
+            labels[mine, 1] = words["colour"].index(f" {thing.colour}")
+        labels[mine, 2] = words["row"].index(f" {row}")
+        labels[mine, 3] = words["column"].index(f" {column}")
+        for k, (character, (left, _, right, _)) in enumerate(thing.letters):
+            middle = (np.arange(GRID * GRID) % GRID + 0.5) * PATCH
+            under = mine & (middle >= left - 2) & (middle <= right + 2)
+            labels[under, 4] = words["character"].index(character)
+            labels[under, 5] = k
+    return labels
+
+
+def draw_batch(tokenizer, seed: int, number: int, size: int, most: int, with_questions: bool) -> Batch:
+    """Batch `number` of the run with this seed: scenes number*size .. of the training split."""
+    first = seed * 10**8 + number * size
+    scenes = [draw_scene("train", first + i, most) for i in range(size)]
+    words = groups()
+    pixels = np.stack([np.asarray(s.picture) for s in scenes]).transpose(0, 3, 1, 2)
+    batch = Batch(np.ascontiguousarray(pixels), np.stack([patch_labels(s, words) for s in scenes]))
+    if with_questions:
+        _write_questions(batch, scenes, tokenizer, np.random.default_rng([3, seed, number]))
+    return batch
+
+
+def _write_questions(batch: Batch, scenes: list[Scene], tokenizer, rng: np.random.Generator) -> None:
+    size, slots = len(scenes), sum(count for count, _ in SLOTS)
+    batch.questions = [np.zeros((size, count, length), np.int64) for count, length in SLOTS]
+    batch.at, batch.asked = np.zeros((size, TARGETS), np.int64), np.zeros((size, TARGETS), np.int64)
+    batch.target, batch.tasks = np.full((size, TARGETS), -100, np.int64), np.full((size, slots), -1, np.int64)
+    assistant = tokenizer.convert_tokens_to_ids(ASSISTANT)
+    for b, scene in enumerate(scenes):
+        short = ask(scene, rng, (*SHORT, *["existence"] * 9))
+        long = ask(scene, rng, ("describe", "choice", "choice"))
+        texts = []
+        for q in short + long:
+            said = q.question.capitalize() if rng.random() < 0.3 else q.question
+            texts.append(f"\n{said} {ASSISTANT} {q.answers[0]}{EOS}")
+        ids = tokenizer(texts, add_special_tokens=False).input_ids
+        used, slot, start = 0, 0, 0
+        for g, (pool, base, (count, length)) in enumerate(
+            zip((short, long), (0, len(short)), SLOTS, strict=True)  # the two pools of questions fill the two groups
+        ):
+            fitting = [i for i in range(len(pool)) if len(ids[base + i]) <= length][:count]
+            for place, i in enumerate(fitting):
+                row = ids[base + i]
+                batch.questions[g][b, place, : len(row)] = row
+                batch.tasks[b, slot + place] = TASK_NAMES.index(pool[i].task)
+                begin = row.index(assistant)
+                wanted = len(row) - 1 - begin
+                if used + wanted > TARGETS:
+                    batch.tasks[b, slot + place] = -1
+                    continue
+                where = slice(used, used + wanted)
+                batch.at[b, where] = start + place * length + np.arange(begin, len(row) - 1)
+                batch.target[b, where] = row[begin + 1 :]
+                batch.asked[b, where] = slot + place
+                used += wanted
+            slot, start = slot + count, start + count * length
+
+
+def batches(tokenizer, seed: int, start: int, stop: int, size: int, simple: int, with_questions: bool, workers: int):
+    """Yields batches start .. stop - 1 in order, drawn ahead by `workers` processes (0: drawn here).
+
+    Batches before number `simple` hold at most three things.
+    """
+    plan = [(seed, k, size, 3 if k < simple else 6, with_questions) for k in range(start, stop)]
+    if workers == 0:
+        for job in plan:
+            yield draw_batch(tokenizer, *job)
+        return
+    context = multiprocessing.get_context("fork")
+    queues = [context.Queue(maxsize=6) for _ in range(workers)]
+    for w, queue in enumerate(queues):
+        context.Process(target=_draw_all, args=(queue, tokenizer, plan[w::workers]), daemon=True).start()
+    for i in range(len(plan)):
+        yield queues[i % workers].get()
+
+
+def _draw_all(queue, tokenizer, plan) -> None:
+    for job in plan:
+        queue.put(draw_batch(tokenizer, *job))
