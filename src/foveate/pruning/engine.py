@@ -56,11 +56,13 @@ class Run:
 
     Attributes:
         found: (B, L) bool, visual positions of the call that has reached the model and not yet its decoder.
+        padding: (B, kv) bool, False on padding, of that call.
         forward: the pass through the decoder; None outside, or if nothing is pruned.
         reading: a prompt is being read, so this thread holds the tap.
     """
 
     found: Tensor | None = None
+    padding: Tensor | None = None
     forward: Forward | None = None
     reading: bool = False
 
@@ -149,7 +151,7 @@ class Pruned:
         """Find the visual tokens by their ids."""
         ids = kwargs.get("input_ids", args[0] if args else None)
         run = self._run
-        run.found = None
+        run.found, run.padding = None, padding_of(kwargs.get("attention_mask"))
         if ids is not None and self.visual is None:
             if ids.shape[1] > 1:  # a single token is never an image; decode stays free of data-dependent branches
                 run.found = torch.isin(ids, torch.tensor(self.ids, device=ids.device))  # (B, L)
@@ -174,9 +176,9 @@ class Pruned:
         """Is this a new prompt, or tokens that follow one?"""
         self._end()
         run = self._run
-        visual, run.found = run.found, None
+        visual, padding = run.found, run.padding
+        run.found = run.padding = None
         cache: Cache | None = kwargs.get("past_key_values")
-        padding = padding_of(kwargs.get("attention_mask"))
         prompt = Prompt.held_by(cache)
         if prompt is not None and not torch.compiler.is_compiling() and int(cache.get_seq_length()) == 0:
             prompt = None  # the cache was reset for another prompt
@@ -193,7 +195,10 @@ class Pruned:
         length = visual.shape[1]
         real = torch.ones_like(visual) if padding is None else padding[:, :length].to(visual.device)
         layout = Layout.of(visual, real)
-        seen, texts, ends = torch.stack([layout.visual.sum(1), (real & ~visual).sum(1), real[:, -1].long()]).tolist()
+        facts = [layout.visual.sum(1), (real & ~visual).sum(1), real[:, -1], layout.visual[:, -1]]
+        seen, texts, ends, pictures_end = torch.stack(
+            [fact.long() for fact in facts]
+        ).tolist()  # the one look at the device
         prompt, past = Prompt(layout), 0 if cache is None else int(cache.get_seq_length())
         if past == 0:
             self.trace = Trace(prompt, self.model.config, len(self.kinds))
@@ -205,7 +210,16 @@ class Pruned:
             )
         if not all(ends):
             raise ValueError("padding on the right hides the last prompt token: pad on the left (padding_side='left')")
+        if any(pictures_end):
+            raise ValueError(
+                "the prompt ends in an image, and its last token must not be dropped: put text after the image"
+            )
         families.check_prompt(self.config, length)
+        if len(set(self.kinds)) > 1 and getattr(cache, "is_compileable", False):
+            raise NotImplementedError(
+                f"a static cache of {type(self.model).__name__} has one mask for layers of different lengths: "
+                "use the dynamic cache"
+            )
         self._one_reader.acquire()
         self._run.reading = True
         self.tap.open(self.tapped)
