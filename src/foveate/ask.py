@@ -131,7 +131,7 @@ def shown(processor: Any, picture: Image.Image) -> Image.Image:
     if not getattr(image_processor, "do_center_crop", False):
         return picture
     size, crop = image_processor.size, image_processor.crop_size
-    if getattr(size, "shortest_edge", None):
+    if "shortest_edge" in size:
         scales = (size["shortest_edge"] / min(picture.size),) * 2
     else:
         scales = size["width"] / picture.width, size["height"] / picture.height
