@@ -11,7 +11,7 @@ help:            ## This list
 
 demo: .venv/installed   ## Ask the embedded model about the bundled picture, dense and pruned; draws out/demo.png
 	@mkdir -p out
-	$(BIN)/foveate ask demo --overlay out/demo.png
+	$(BIN)/foveate ask demo "what colour is the circle?" --overlay out/demo.png
 
 test: .venv/installed-dev   ## Run the tests
 	$(BIN)/python -m pytest
@@ -36,7 +36,7 @@ clean:           ## Remove the environment and everything made
 # Stamps: a second `make test` installs nothing unless the packaging has changed.
 .venv/installed: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || { $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "These recipes need Python 3.11 or newer (set PYTHON=...)")' && $(PYTHON) -m venv .venv; }
-	@echo "installing into .venv (about a minute) ..."
+	@echo "installing into .venv, some minutes ..."
 	$(PIP) install -c constraints.txt -e .
 	@touch $@
 
