@@ -89,6 +89,10 @@ def test_dropped_equals_masked_in_every_family(family, method, attention, cache)
     inputs, net, eager = prompt(family, text=7), model(family, attention), model(family, "eager")
     options = {"cache_implementation": "static"} if cache == "static" else {}
     with foveate.prune(net, METHODS[method]) as pruned:
+        if family == "gemma3" and cache == "static":  # layers of two lengths, and one mask for both
+            with pytest.raises(NotImplementedError, match="dynamic cache"):
+                generate(net, inputs, **options)
+            return
         out = generate(net, inputs, **options)
     visual = (inputs["input_ids"][0] == cost_families.IMAGE).nonzero().flatten()
     assert pruned.trace.visual[0].tolist() == visual.tolist()
