@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -15,6 +16,7 @@ from foveate.pruning.view import Decide, View
 Keep = float | int
 
 
+@dataclass(frozen=True)
 class Method:
     """A pruning method: a frozen dataclass of its hyper-parameters and a pure decision.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from torch import Tensor
 
@@ -55,8 +55,8 @@ class Decide(Protocol):
 class Pruner(Protocol):
     """What the engine asks of a method. `foveate.methods.Method` has the defaults."""
 
-    name: str
-    reads: bool  # whether views carry the attention of the layer before
+    name: ClassVar[str]
+    reads: ClassVar[bool]  # whether views carry the attention of the layer before
 
     def cuts(self, layers: int) -> Sequence[int]:
         """The layers, of `layers`, before which to decide."""
