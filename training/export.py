@@ -1,6 +1,6 @@
 """Writes a trained mini as a Hugging Face checkpoint folder, and the training curves as a picture.
 
-    python training/export.py training/runs/whole/checkpoint.pt src/foveate/mini
+python training/export.py training/runs/whole/checkpoint.pt src/foveate/mini
 """
 
 import json
@@ -47,10 +47,10 @@ def plot(folder: Path) -> None:
 
 
 def main() -> None:
-    from tokenizer import make_processor, make_tokenizer
-    from train import Mini
+    from tokenizer import make_processor, run_tokenizer
+    from train import RUNS, Mini
 
-    tokenizer = make_tokenizer()
+    tokenizer = run_tokenizer(RUNS / "tokenizer")
     mini = Mini(tokenizer)
     master = torch.load(sys.argv[1], map_location="cpu")["optimiser"]["master"]
     mini.load_state_dict(master, strict=False)

@@ -53,9 +53,13 @@ def build(vocabulary: int, image_token: int, *, tower=(4, 192), decoder=(12, 192
     )
     model = LlavaForConditionalGeneration(config)
     with torch.no_grad():
-        for layer in model.model.language_model.layers:  # branches start small, as in GPT-2
-            for linear in (layer.self_attn.o_proj, layer.mlp.down_proj):
+        for layer in model.model.language_model.layers:
+            for linear in (layer.self_attn.o_proj, layer.mlp.down_proj):  # branches start small, as in GPT-2
                 linear.weight.mul_((2 * decoder[0]) ** -0.5)
+            # All heads but one start with equal query and key, so that a token looks at tokens of like content: a word
+            # of the question at the patches that mean it (mimetic initialisation, Trockman and Kolter, ICML 2023).
+            alike = decoder[1] // heads * (heads - 1)
+            layer.self_attn.k_proj.weight[:alike] = layer.self_attn.q_proj.weight[:alike]
         projector = model.model.multi_modal_projector
         for linear in (projector.linear_1, projector.linear_2):
             torch.nn.init.normal_(linear.weight, std=linear.in_features**-0.5)

@@ -21,9 +21,12 @@ def orthogonalise(stack: torch.Tensor, steps: int = 5) -> torch.Tensor:
 
 
 class Optimiser:
-    """`named`: the trained parameters by name; those in `matrices` are Muon's, the others AdamW's."""
+    """`named`: the trained parameters by name; those in `matrices` are Muon's, the others AdamW's.
 
-    def __init__(self, named, matrices, muon_lr=0.02, adam_lr=2e-3, momentum=0.95, betas=(0.9, 0.95)):
+    `share` gives some of them less than the full learning rate: a factor by name.
+    """
+
+    def __init__(self, named, matrices, share=None, muon_lr=0.02, adam_lr=2e-3, momentum=0.95, betas=(0.9, 0.95)):
         self.named = dict(named)
         self.master = {n: p.detach().float().clone() for n, p in self.named.items()}
         self.first = {n: torch.zeros_like(m) for n, m in self.master.items()}
@@ -32,6 +35,7 @@ class Optimiser:
         for n in matrices:
             self.shapes.setdefault(tuple(self.master[n].shape), []).append(n)
         self.muon_lr, self.adam_lr, self.momentum, self.betas = muon_lr, adam_lr, momentum, betas
+        self.share = dict.fromkeys(self.named, 1.0) | (share or {})
         self.count = 0
 
     @torch.no_grad()
@@ -46,7 +50,7 @@ class Optimiser:
             scale = self.muon_lr * rate * max(1.0, rows / columns) ** 0.5
             for n, m, u in zip(names, moment, update, strict=True):
                 self.first[n].copy_(m)
-                self.master[n].sub_(u, alpha=scale)
+                self.master[n].sub_(u, alpha=scale * self.share[n])
         names = list(self.second)
         grad = [self.named[n].grad.float() for n in names]
         first, second = [self.first[n] for n in names], [self.second[n] for n in names]
@@ -56,14 +60,22 @@ class Optimiser:
         root = torch._foreach_div(second, 1 - self.betas[1] ** self.count)
         torch._foreach_sqrt_(root)
         torch._foreach_add_(root, 1e-8)
-        torch._foreach_addcdiv_([self.master[n] for n in names], first, root,
-                                value=-self.adam_lr * rate / (1 - self.betas[0] ** self.count))  # fmt: skip
+        size = -self.adam_lr * rate / (1 - self.betas[0] ** self.count)
+        update = torch._foreach_div(first, root)
+        torch._foreach_mul_(update, [size * self.share[n] for n in names])
+        torch._foreach_add_([self.master[n] for n in names], update)
         for n, p in self.named.items():
             p.copy_(self.master[n])
             p.grad = None
 
     def state(self) -> dict:
-        return {"master": self.master, "first": self.first, "second": self.second, "count": self.count}
+        return {
+            "master": self.master,
+            "first": self.first,
+            "second": self.second,
+            "count": self.count,
+            "share": self.share,
+        }
 
     @torch.no_grad()
     def load(self, state: dict, moments: bool = True) -> None:
@@ -77,4 +89,4 @@ class Optimiser:
             for kind in ("first", "second"):
                 for n, saved in state[kind].items():
                     getattr(self, kind)[n].copy_(saved)
-            self.count = state["count"]
+            self.count, self.share = state["count"], state["share"]

@@ -1,11 +1,14 @@
-"""Makes mini's tokenizer and processor: byte-level BPE, so that any text can be written, with capitals and digits apart.
+"""Makes mini's tokenizer and processor: byte-level BPE, so that any text can be written.
 
 Drawn words are capitals and digits; each is a token of its own, so reading is spelling. It knows nothing of the model.
 """
 
+import json
+from pathlib import Path
+
 import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import LlavaProcessor, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, LlavaProcessor, PreTrainedTokenizerFast
 
 from foveate.suite.questions import NUMBERS, TASKS, ask
 from foveate.suite.scenes import COLOURS, SHAPES, draw_scene, pictograms
@@ -56,8 +59,7 @@ def make_tokenizer(vocabulary: int = 1024, scenes: int = 3000) -> PreTrainedToke
         ]
     )
     core.decoder = decoders.ByteLevel()
-    marks = [AddedToken(t, normalized=False, special=t not in (USER, ASSISTANT))
-             for t in (PAD, BOS, EOS, IMAGE, USER, ASSISTANT)]  # fmt: skip
+    marks = [AddedToken(t, normalized=False, special=True) for t in (PAD, BOS, EOS, IMAGE, USER, ASSISTANT)]
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,
         min_frequency=20,
@@ -66,6 +68,10 @@ def make_tokenizer(vocabulary: int = 1024, scenes: int = 3000) -> PreTrainedToke
         show_progress=False,
     )
     core.train_from_iterator(corpus(scenes), trainer)
+    written = json.loads(core.to_str())
+    for mark in written["added_tokens"]:  # the roles are one token each, but text: decoding keeps them
+        mark["special"] = mark["content"] not in (USER, ASSISTANT)
+    core = Tokenizer.from_str(json.dumps(written))
     bos = core.token_to_id(BOS)
     core.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", pair=f"{BOS} $A {BOS} $B", special_tokens=[(BOS, bos)]
@@ -81,6 +87,13 @@ def make_tokenizer(vocabulary: int = 1024, scenes: int = 3000) -> PreTrainedToke
         clean_up_tokenization_spaces=False,
         model_input_names=["input_ids", "attention_mask"],
     )
+
+
+def run_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer of a training run: made once and kept, since the learnt word embeddings hang on its numbering."""
+    if not (folder / "tokenizer.json").exists():
+        make_tokenizer().save_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder)
 
 
 def make_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:

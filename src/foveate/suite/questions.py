@@ -52,7 +52,7 @@ def existence(scene: Scene, rng: np.random.Generator, negative: str | None = "an
         pool = [n for n in (*SHAPES, *popular_pictograms()) if n not in here]
         phrase = _pick(rng, pool)
     else:
-        colours, shapes = {c for c, _ in coloured}, {s for _, s in coloured}
+        colours, shapes = {c for c, _ in coloured if c}, {s for _, s in coloured}
         pairs = [f"{c} {s}" for c in sorted(colours) for s in sorted(shapes) if (c, s) not in coloured]
         pairs += [f"{c} {s}" for s in sorted(shapes) for c in COLOURS if (c, s) not in coloured and not pairs]
         themes = {pictograms()[t.name][0] for t in scene.things if t.kind == "pictogram"}
@@ -113,8 +113,10 @@ def count(scene: Scene, rng: np.random.Generator) -> Question | None:
     else:
         tone = _pick(rng, [t.colour for t in drawn if t.colour] or list(COLOURS))
         phrase, number = f"{tone} shapes", sum(t.colour == tone for t in drawn)
-    forms = ("how many {p} are there?", "how many {p} are in the picture?", "count the {p}.", "how many {p} do you see?",
-             "what is the number of {p}?")  # fmt: skip
+    forms = (
+        "how many {p} are there?", "how many {p} are in the picture?", "count the {p}.",
+        "how many {p} do you see?", "what is the number of {p}?",
+    )  # fmt: skip
     return Question("count", _pick(rng, forms).format(p=phrase), (NUMBERS[number], str(number)))
 
 

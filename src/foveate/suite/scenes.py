@@ -28,15 +28,16 @@ COLOURS = {
 SHAPES = ("circle", "square", "triangle", "diamond", "star", "heart", "cross", "ring")
 BACKGROUNDS = ("plain", "gradient", "noise", "stripes")
 FONTS = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSansMono-Bold", "DejaVuSerif", "DejaVuSerif-Bold")
-WORDS = (
-    "ACE ACT AGE AIR ALL ANT ARM ART BAD BAG BAR BAT BED BIG BIT BOX BOY BUS BUY CAB CAN CAP CAR CAT COW CRY CUP CUT "
-    "DAY DIG DOG DRY EAR EAT EGG END EYE FAN FAR FIT FLY FOG FOX FUN GAS GET GO GUM GUY HAM HAT HEN HI HOP HOT HUG ICE "
-    "INK JAM JET JOB JOY KEY KID LAB LEG LID LOG LOW MAP MEN MIX MUD NET NEW NO NUT OAK OIL OLD ON ONE OUT OWL PAN PEN "
-    "PET PIG POP RAT RED RUN SAD SEA SKY SUN TAP TEA TEN TIE TOP TOY UP VAN WAX WAY WEB WIN YES ZIP ZOO BALL BANK BIRD "
-    "BLUE BOOK CAKE CITY COLD DARK DOOR DUCK EAST EXIT FARM FAST FIRE FISH GOLD GOOD HAND HELP HOME JAZZ JUMP KING KIWI "
-    "LAKE LEFT LOVE MOON NEWS NEXT OPEN PARK PLAY QUIT RAIN ROAD SALE SHOP SLOW SNOW STOP TAXI TIME TREE TURN WALK WEST "
-    "WIND WOLF WORK YARD ZERO"
-).split()
+_WORDS = (
+    "ACE ACT AGE AIR ALL ANT ARM ART BAD BAG BAR BAT BED BIG BIT BOX BOY BUS BUY CAB CAN CAP CAR CAT COW CRY CUP "
+    "CUT DAY DIG DOG DRY EAR EAT EGG END EYE FAN FAR FIT FLY FOG FOX FUN GAS GET GO GUM GUY HAM HAT HEN HI HOP "
+    "HOT HUG ICE INK JAM JET JOB JOY KEY KID LAB LEG LID LOG LOW MAP MEN MIX MUD NET NEW NO NUT OAK OIL OLD ON "
+    "ONE OUT OWL PAN PEN PET PIG POP RAT RED RUN SAD SEA SKY SUN TAP TEA TEN TIE TOP TOY UP VAN WAX WAY WEB WIN "
+    "YES ZIP ZOO BALL BANK BIRD BLUE BOOK CAKE CITY COLD DARK DOOR DUCK EAST EXIT FARM FAST FIRE FISH GOLD GOOD "
+    "HAND HELP HOME JAZZ JUMP KING KIWI LAKE LEFT LOVE MOON NEWS NEXT OPEN PARK PLAY QUIT RAIN ROAD SALE SHOP "
+    "SLOW SNOW STOP TAXI TIME TREE TURN WALK WEST WIND WOLF WORK YARD ZERO"
+)
+WORDS = tuple(_WORDS.split())
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,7 @@ def _cast(rng: np.random.Generator, count: int) -> list[tuple[str, str, str | No
     if rng.random() < 0.35 and count > 1:
         repeats = int(rng.integers(2, count + 1))
         chosen = one()
-        return text + [chosen] * repeats + [one() for _ in range(count - repeats - len(text))]
+        return (text + [chosen] * repeats + [one() for _ in range(count - repeats - len(text))])[:count]
     return text + [one() for _ in range(count - len(text))]
 
 
@@ -236,8 +237,10 @@ def _shape(name: str, size: int, turn: float) -> Image.Image:
             for k in range(10)
             for r in [0.5 if k % 2 == 0 else 0.2]
         ],
-        "cross": [(0.35, 0.05), (0.65, 0.05), (0.65, 0.35), (0.95, 0.35), (0.95, 0.65), (0.65, 0.65)]
-        + [(0.65, 0.95), (0.35, 0.95), (0.35, 0.65), (0.05, 0.65), (0.05, 0.35), (0.35, 0.35)],
+        "cross": [
+            *[(0.35, 0.05), (0.65, 0.05), (0.65, 0.35), (0.95, 0.35), (0.95, 0.65), (0.65, 0.65)],
+            *[(0.65, 0.95), (0.35, 0.95), (0.35, 0.65), (0.05, 0.65), (0.05, 0.35), (0.35, 0.35)],
+        ],
         "heart": [
             (0.5 + 0.48 * np.sin(t) ** 3, 0.47 - 0.029 * (13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t)))
             for t in np.linspace(0, 2 * np.pi, 40)
