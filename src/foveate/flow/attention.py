@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from foveate.flow.replay import observe
-from foveate.flow.result import Result, collect
+from foveate.flow.replay import depth_of, observe
+from foveate.flow.result import Result, collect, over
 from foveate.flow.samples import Batch
-from foveate.pruning import families
 from foveate.pruning.layout import GROUPS, Layout
 from foveate.pruning.tap import Attention
 
@@ -44,9 +43,9 @@ def allocation(
         _, found = observe(model, batch, lambda layer, attention: of_layer(attention, layout, groups, factor))
         return {key: [layer[key] for layer in found] for key in found[0]}
 
-    axes = dict.fromkeys(("last", "text", "last_token", "text_token"), ("layer", "group"))
-    axes |= dict.fromkeys(("sinks", "sink_share", "norm_ratio"), ("layer",))
-    labels = {"layer": list(range(len(families.decoder_of(model).layers))), "group": list(groups)}
+    axes = over(("last", "text", "last_token", "text_token"), "layer", "group")
+    axes |= over(("sinks", "sink_share", "norm_ratio"), "layer")
+    labels = {"layer": list(range(depth_of(model))), "group": list(groups)}
     return collect("allocation", samples, of_batch, axes, labels, {"factor": factor})
 
 

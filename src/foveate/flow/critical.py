@@ -16,11 +16,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from foveate.flow.replay import observe
-from foveate.flow.result import Result, collect
+from foveate.flow.replay import depth_of, observe
+from foveate.flow.result import Result, collect, over
 from foveate.flow.samples import Batch
 from foveate.methods.base import highest
-from foveate.pruning import families
 
 
 def critical(
@@ -45,8 +44,8 @@ def critical(
         }
 
     names = ("lowest", "critical", "influential", "largest", "total", "focus")
-    axes = dict.fromkeys(names, ("layer",))
-    labels = {"layer": list(range(len(families.decoder_of(model).layers)))}
+    axes = over(names, "layer")
+    labels = {"layer": list(range(depth_of(model)))}
     settings = {"fire": fire, "influence": influence, "top": top}
     return collect("critical", samples, of_batch, axes, labels, settings)
 

@@ -16,10 +16,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from foveate.flow.replay import compare, record
-from foveate.flow.result import Means, Result, collect
+from foveate.flow.replay import compare, depth_of, record
+from foveate.flow.result import Means, Result, collect, over
 from foveate.flow.samples import Batch
-from foveate.pruning import families
 from foveate.pruning.layout import Layout
 
 
@@ -77,7 +76,7 @@ def knockout(
         kinds: names among `KINDS`, or edges of your own under names of your own.
         layers: sets of layers to block in; by default every layer alone.
     """
-    depth = len(families.decoder_of(model).layers)
+    depth = depth_of(model)
     where = [[layer] for layer in range(depth)] if layers is None else [sorted(some) for some in layers]
     if any(not 0 <= layer < depth for some in where for layer in some):
         raise ValueError(f"the decoder has layers 0 to {depth - 1}, not all of {where}")
@@ -93,7 +92,7 @@ def knockout(
             moved.append([compare(dense.logits, dense.knocked(blocked, some)) for some in where])
         return {key: [[m[key] for m in row] for row in moved] for key in ("same", "jaccard", "kl")}
 
-    axes = dict.fromkeys(("same", "jaccard", "kl"), ("kind", "layers"))
+    axes = over(("same", "jaccard", "kl"), "kind", "layers")
     labels = {"kind": list(edges), "layers": [spoken(some) for some in where]}
     return collect("knockout", samples, of_batch, axes, labels, {"seed": seed})
 

@@ -15,10 +15,9 @@ from torch import Tensor
 from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
-from foveate.flow.replay import observe
-from foveate.flow.result import Result, collect
+from foveate.flow.replay import decoder_of, depth_of, observe
+from foveate.flow.result import Result, collect, over
 from foveate.flow.samples import Batch
-from foveate.pruning import families
 from foveate.pruning.layout import GROUPS
 from foveate.pruning.tap import Attention
 
@@ -31,7 +30,6 @@ def lenses(model: PreTrainedModel, samples: Iterable[Batch], groups: Sequence[st
     group) of the value-output lens: "value_answer", "value_rank" and "value_size", the length of what the group brings
     in (nan for a group without tokens).
     """
-    decoder = families.decoder_of(model)
 
     @torch.no_grad()
     def of_batch(batch: Batch) -> dict[str, Any]:
@@ -49,15 +47,15 @@ def lenses(model: PreTrainedModel, samples: Iterable[Batch], groups: Sequence[st
             "value_size": [length + none for length, none in zip(size, absent, strict=True)],
         }
 
-    axes = dict.fromkeys(("answer", "rank", "same", "entropy"), ("layer",))
-    axes |= dict.fromkeys(("value_answer", "value_rank", "value_size"), ("layer", "group"))
-    labels = {"layer": list(range(len(decoder.layers))), "group": list(groups)}
+    axes = over(("answer", "rank", "same", "entropy"), "layer")
+    axes |= over(("value_answer", "value_rank", "value_size"), "layer", "group")
+    labels = {"layer": list(range(depth_of(model))), "group": list(groups)}
     return collect("lenses", samples, of_batch, axes, labels)
 
 
 def look(model: PreTrainedModel, batch: Batch, groups: Sequence[str]) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """The model's logits (B, V); for each layer its last row's state (B, D) and what the groups brought, (B, G, D)."""
-    decoder, layout, states = families.decoder_of(model), batch.layout(model), []
+    decoder, layout, states = decoder_of(model), batch.layout(model), []
     member = torch.stack([layout.group(name) for name in groups], dim=1)  # (B, G, L)
 
     def bring(layer: int, attention: Attention) -> Tensor:
@@ -77,7 +75,8 @@ def look(model: PreTrainedModel, batch: Batch, groups: Sequence[str]) -> tuple[T
 
 def unembed(model: PreTrainedModel, state: Tensor) -> Tensor:
     """Log probabilities (..., V) that the model's final norm and head give a state (..., D)."""
-    return model.get_output_embeddings()(families.decoder_of(model).norm(state)).double().log_softmax(-1)
+    head: Any = model.get_output_embeddings()
+    return head(decoder_of(model).norm(state)).double().log_softmax(-1)
 
 
 def read(log_p: Tensor, true: Tensor) -> dict[str, Tensor]:

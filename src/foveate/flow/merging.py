@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from foveate.flow.replay import Recording, compare, record
-from foveate.flow.result import Result, collect
+from foveate.flow.replay import Recording, compare, depth_of, record
+from foveate.flow.result import Result, collect, over
 from foveate.flow.samples import Batch
-from foveate.pruning import families
 from foveate.pruning.tap import Edit
 
 
@@ -26,7 +25,7 @@ def merging(model: PreTrainedModel, samples: Iterable[Batch]) -> Result:
     Values, each (samples, layer): "kl", "same" and "jaccard" as in `knockout`, merged in that layer alone; "first_kl"
     and so on, merged in all layers up to that one.
     """
-    depth = len(families.decoder_of(model).layers)
+    depth = depth_of(model)
     sweeps = {"": [[k] for k in range(depth)], "first_": [range(k + 1) for k in range(depth)]}
 
     @torch.no_grad()
@@ -38,7 +37,7 @@ def merging(model: PreTrainedModel, samples: Iterable[Batch]) -> Result:
         return values
 
     names = [f"{sweep}{key}" for sweep in sweeps for key in ("kl", "same", "jaccard")]
-    return collect("merging", samples, of_batch, dict.fromkeys(names, ("layer",)), {"layer": list(range(depth))})
+    return collect("merging", samples, of_batch, over(names, "layer"), {"layer": list(range(depth))})
 
 
 def merged(dense: Recording, where: Collection[int]) -> Tensor:
@@ -56,5 +55,5 @@ def merged(dense: Recording, where: Collection[int]) -> Tensor:
         if layer in where:  # the layer again, with the values that the merged attention amounts to
             edited = dense.run(layer, hidden, columns, visible, before=start, values=edit.values)
             after = torch.where(text[:, start:, None], edited, after)
-        hidden = after if dense.added[layer] is None else after + dense.added[layer][:, start:]
+        hidden = dense.between(layer, after, start)
     return dense.logits_of(hidden)

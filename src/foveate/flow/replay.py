@@ -27,14 +27,27 @@ T = TypeVar("T")
 OBEY = ("eager", "sdpa")  # kernels that honour a 4-D mask; all others are replaced in a replay
 
 
+def decoder_of(model: PreTrainedModel) -> Any:
+    """The module whose `layers` the prompt runs through; raises NotImplementedError where there is none."""
+    return families.decoder_of(model)
+
+
+def depth_of(model: PreTrainedModel) -> int:
+    """How many decoder layers there are."""
+    return len(decoder_of(model).layers)
+
+
 @contextmanager
-def watch(decoder: nn.Module, real: Tensor, see: Callable[[int, Attention], None]) -> Iterator[None]:
+def watch(decoder: Any, real: Tensor, see: Callable[[int, Attention], None]) -> Iterator[None]:
     """Show `see` every layer's attention as soon as the layer has computed it. `real` (B, L) is False on padding."""
     tap = Tap()
     modules = [layer.self_attn for layer in decoder.layers]
-    hooks = [
-        module.register_forward_hook(lambda *_, i=i: see(i, tap.attention(real))) for i, module in enumerate(modules)
-    ]
+
+    def computed(layer: int) -> None:
+        if (attention := tap.attention(real)) is not None:
+            see(layer, attention)
+
+    hooks = [module.register_forward_hook(lambda *_, i=i: computed(i)) for i, module in enumerate(modules)]
     tap.open(modules)
     try:
         yield
@@ -52,15 +65,16 @@ def next_logits(model: PreTrainedModel, batch: Batch) -> Tensor:
     """
     if model.training:
         raise ValueError("the model is in training mode: call model.eval() first")
-    only_last = {"logits_to_keep": 1} if model._supports_logits_to_keep() else {}
-    return model(**batch.inputs, use_cache=False, **only_last).logits[:, -1]
+    call: Any = model
+    only_last = {"logits_to_keep": 1} if call._supports_logits_to_keep() else {}
+    return call(**batch.inputs, use_cache=False, **only_last).logits[:, -1]
 
 
 @torch.no_grad()
 def observe(model: PreTrainedModel, batch: Batch, look: Callable[[int, Attention], T]) -> tuple[Tensor, list[T]]:
     """One dense pass: the logits (B, V) after each prompt, and what `look` made of each layer's attention."""
     found: list[T] = []
-    decoder, real = families.decoder_of(model), batch.layout(model).real
+    decoder, real = decoder_of(model), batch.layout(model).real
     with watch(decoder, real, lambda layer, attention: found.append(look(layer, attention))):
         return next_logits(model, batch), found
 
@@ -72,7 +86,7 @@ def record(model: PreTrainedModel, batch: Batch) -> Recording:
     Raises:
         NotImplementedError: the model's logits are not its head on the final norm of the last layer's output.
     """
-    decoder, layout = families.decoder_of(model), batch.layout(model)
+    decoder, layout = decoder_of(model), batch.layout(model)
     families.check_prompt(decoder.config, layout.visual.shape[1])
     entering, given, left = [], [], []
 
@@ -107,7 +121,7 @@ class Recording:
     """
 
     model: PreTrainedModel
-    decoder: nn.Module
+    decoder: Any
     layout: Layout
     logits: Tensor
     entering: list[Tensor]
@@ -160,9 +174,10 @@ class Recording:
             mask = visible
             if module.self_attn.config._attn_implementation == "eager":
                 mask = torch.zeros_like(mask, dtype=hidden.dtype).masked_fill(~mask, torch.finfo(hidden.dtype).min)
-            changed = {"attention_mask": mask, "position_embeddings": tuple(rope), "position_ids": None}
+            changed: dict[str, Any] = {"attention_mask": mask, "position_embeddings": tuple(rope), "position_ids": None}
             if before or values:
-                changed["past_key_values"] = Before(*(x[:, :, :before] for x in self.seen[layer]), values)
+                key, value = self.seen[layer]
+                changed["past_key_values"] = Before(key[:, :, :before], value[:, :, :before], values)
             return module(hidden, **{**given, **changed})
 
     def onward(self, layer: int, hidden: Tensor, start: int, blocked: Tensor | None, where: Collection[int]) -> Tensor:
@@ -178,8 +193,13 @@ class Recording:
             if blocked is not None and i in where:
                 visible = visible & ~blocked[:, None, start:]
             hidden = self.run(i, hidden, columns, visible, before=start)
-            hidden = hidden if self.added[i] is None else hidden + self.added[i][:, start:]
+            hidden = self.between(i, hidden, start)
         return self.logits_of(hidden)
+
+    def between(self, layer: int, hidden: Tensor, start: int = 0) -> Tensor:
+        """What enters the next layer in the columns from `start` on, where `hidden` left this one."""
+        added = self.added[layer]
+        return hidden if added is None else hidden + added[:, start:]
 
     def knocked(self, blocked: Tensor, where: Collection[int]) -> Tensor:
         """The logits (B, V) with the edges `blocked` (B, L, L) closed in the layers `where`."""
@@ -193,7 +213,8 @@ class Recording:
 
     def logits_of(self, hidden: Tensor) -> Tensor:
         """Next-token logits (B, V) of the last row of what the last layer put out."""
-        return self.model.get_output_embeddings()(self.decoder.norm(hidden[:, -1]))
+        head: Any = self.model.get_output_embeddings()
+        return head(self.decoder.norm(hidden[:, -1]))
 
 
 class Before:
@@ -208,7 +229,7 @@ class Before:
 
 
 @contextmanager
-def obedient(model: PreTrainedModel, attention: nn.Module) -> Iterator[None]:
+def obedient(model: PreTrainedModel, attention: Any) -> Iterator[None]:
     """Let one attention module run under a kernel that honours 4-D masks: its own, else sdpa, else eager."""
     config = attention.config
     if config._attn_implementation not in OBEY:

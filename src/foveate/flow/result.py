@@ -102,7 +102,8 @@ class Result:
         """Write everything to one .npz file, arrays and a JSON header."""
         header = {key: getattr(self, key) for key in ("name", "axes", "labels", "tasks", "settings")}
         with open(path, "wb") as file:
-            np.savez_compressed(file, __header__=np.array(json.dumps(header)), **self.values)
+            arrays: dict[str, Any] = {"__header__": np.array(json.dumps(header)), **self.values}
+            np.savez_compressed(file, **arrays)
 
     @classmethod
     def load(cls, path: str | Path) -> Result:
@@ -142,6 +143,11 @@ def collect(
     values = {key: np.concatenate(arrays) for key, arrays in columns.items()}
     named = {axis: list(entries) for axis, entries in labels.items()}
     return Result(name, values, dict(axes), named, tasks, json.loads(json.dumps(dict(settings or {}))))
+
+
+def over(names: Iterable[str], *axes: str) -> dict[str, tuple[str, ...]]:
+    """The axes of several values that have the same."""
+    return dict.fromkeys(names, axes)
 
 
 def as_array(x: Any) -> np.ndarray:

@@ -19,10 +19,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
-from foveate.flow.replay import next_logits, watch
-from foveate.flow.result import Result, collect
+from foveate.flow.replay import decoder_of, depth_of, next_logits, watch
+from foveate.flow.result import Result, collect, over
 from foveate.flow.samples import Batch
-from foveate.pruning import families
 from foveate.pruning.layout import GROUPS, Layout
 from foveate.pruning.tap import CHUNK, Attention, allowed
 
@@ -58,9 +57,9 @@ def saliency(
         values = [group_sums(seen, layout, variant) for seen in found.layers]
         return {"loss": found.loss, **{key: [v[key] for v in values] for key in values[0]}}
 
-    axes = {"loss": (), **dict.fromkeys(CURVES, ("layer",))}
-    axes |= dict.fromkeys(("flow", "edge"), ("layer", "reader", "source"))
-    layers = list(range(len(families.decoder_of(model).layers)))
+    axes = {"loss": (), **over(CURVES, "layer")}
+    axes |= over(("flow", "edge"), "layer", "reader", "source")
+    layers = list(range(depth_of(model)))
     labels = {"layer": layers, "reader": GROUPS, "source": GROUPS}
     settings = {"reduce": reduce, "variant": variant, "target": target}
     return collect("saliency", samples, of_batch, axes, labels, settings)
@@ -119,7 +118,7 @@ def explain(
     """
     if reduce not in ("signed", "meanabs") or variant not in ("exact", "released"):
         raise ValueError(f"reduce is signed or meanabs, variant exact or released, not {reduce!r} and {variant!r}")
-    decoder, layout = families.decoder_of(model), batch.layout(model)
+    decoder, layout = decoder_of(model), batch.layout(model)
     targets = batch.targets if target is None else torch.full((len(batch),), target)
     found: dict[int, Edges] = {}
 

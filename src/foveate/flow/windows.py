@@ -11,9 +11,9 @@ from collections.abc import Iterable, Sequence
 from transformers import PreTrainedModel
 
 from foveate.flow.knockout import VISUAL_TEXTUAL, Edges, knockout
-from foveate.flow.result import Result
+from foveate.flow.replay import depth_of
+from foveate.flow.result import Result, over
 from foveate.flow.samples import Batch
-from foveate.pruning import families
 
 SWEEPS = ("first", "last", "window")
 
@@ -34,7 +34,7 @@ def windows(
         width: of the window; by default a quarter of the depth.
         edges: what is closed.
     """
-    depth = len(families.decoder_of(model).layers)
+    depth = depth_of(model)
     width = max(1, depth // 4) if width is None else width
     ranges = {
         "first": [range(k + 1) for k in range(depth)],
@@ -50,5 +50,5 @@ def windows(
         for measure, value in found.values.items()
         for i, sweep in enumerate(sweeps)
     }
-    axes = dict.fromkeys(values, ("layer",))
+    axes = over(values, "layer")
     return Result("windows", values, axes, {"layer": list(range(depth))}, found.tasks, {"width": width})

@@ -16,10 +16,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from foveate.flow.replay import Recording, compare, record
-from foveate.flow.result import Result, collect
+from foveate.flow.replay import Recording, compare, depth_of, record
+from foveate.flow.result import Result, collect, over
 from foveate.flow.samples import Batch
-from foveate.pruning import families
 from foveate.pruning.cut import pack, prompt_mask, take
 
 ETA = 0.003  # published threshold of the search for LLaVA-1.5-7B, nats
@@ -46,8 +45,8 @@ def withdrawal(model: PreTrainedModel, samples: Iterable[Batch], skips: bool = F
         return values
 
     names = [f"{kind}{key}" for kind in (("", "skip_") if skips else ("",)) for key in ("kl", "same", "jaccard")]
-    labels = {"layer": list(range(len(families.decoder_of(model).layers)))}
-    return collect("withdrawal", samples, of_batch, dict.fromkeys(names, ("layer",)), labels, {"skips": skips})
+    labels = {"layer": list(range(depth_of(model)))}
+    return collect("withdrawal", samples, of_batch, over(names, "layer"), labels, {"skips": skips})
 
 
 def withdrawn(dense: Recording) -> Tensor:
@@ -70,9 +69,7 @@ def skipped(dense: Recording, layer: int) -> Tensor:
     after = dense.run(layer, text, columns, prompt_mask(dense.visible(layer), columns, valid))
     if valid is not None:
         after = torch.where(valid[..., None], after, text)
-    hidden = entering.scatter(1, columns[..., None].expand_as(after), after)
-    if dense.added[layer] is not None:
-        hidden = hidden + dense.added[layer]
+    hidden = dense.between(layer, entering.scatter(1, columns[..., None].expand_as(after), after))
     if layer + 1 == dense.layers:
         return dense.logits_of(hidden)
     return dense.onward(layer + 1, hidden, 0, None, ())
