@@ -111,8 +111,9 @@ class Attention:
         dot = (weight * along).sum(1)  # (B, M): <c_i, O>
         norm2 = (weight.square() * size).sum(1)  # (B, M): ||c_i||^2
         whole2 = output.square().sum((1, 2))[:, None]  # (B, 1): ||O||^2
-        without2 = (whole2 - 2 * dot + norm2).clamp_min(torch.finfo(norm2.dtype).tiny)
-        cosine = (whole2 - dot) / (whole2 * without2).sqrt()
+        # (B, M): ||O - c_i||^2, a difference of like numbers where one token makes nearly all of O
+        without2 = (whole2 - 2 * dot + norm2).maximum(1e-7 * whole2)
+        cosine = ((whole2 - dot) / (whole2 * without2).sqrt()).clamp(-1.0, 1.0)
         return cosine, norm2.sqrt()
 
     @property
