@@ -176,6 +176,12 @@ def test_a_folder_without_weights_is_told_in_one_line(llava, tmp_path, picture):
     assert "config" in refused("ask", picture, "is there", "--model", str(Path(picture).parent))
 
 
+def test_broken_weights_are_told_in_one_line(tmp_path, picture):
+    weights = Path(save_llava(tmp_path), "model.safetensors")
+    weights.write_bytes(weights.read_bytes()[:2000])
+    assert "weights" in refused("ask", picture, "is there", "--model", str(tmp_path), *QUICK)
+
+
 def test_methods_lists_every_method_with_its_fields():
     result = foveate("methods")
     assert result.exit_code == 0

@@ -78,3 +78,8 @@ def test_a_layer_that_the_model_does_not_have_is_refused_with_one_that_it_has(na
     with pytest.raises(ValueError, match=f"--set {remedy}"):
         check_layers(METHODS[name](), layers)
     check_layers(METHODS[name](), 32)
+
+
+def test_the_suggested_layers_keep_their_order():
+    with pytest.raises(ValueError, match="--set layer1=1 --set layer2=2"):
+        check_layers(HiMAP(layer1=-1, layer2=4), 6)

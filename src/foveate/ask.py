@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, ImageOps
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, StoppingCriteria
 
 import foveate
@@ -65,7 +66,7 @@ def load(name: str, attention: str | None, dtype: str, device: str) -> tuple[Any
 
     attention: an attention implementation of transformers, or None for the model's own. dtype: "auto" is float32 on a
     CPU and the checkpoint's own elsewhere. device: "auto" is a CUDA device if there is one.
-    Raises ValueError for what is no vision-language model or no device here, OSError for missing files.
+    Raises ValueError for what is no vision-language model, broken weights or no device here, OSError for missing files.
     """
     place = find_model(name)
     config = AutoConfig.from_pretrained(place, trust_remote_code=False)
@@ -78,9 +79,12 @@ def load(name: str, attention: str | None, dtype: str, device: str) -> tuple[Any
         dtype = "float32"
     if dtype not in ("auto", "float32", "bfloat16", "float16"):
         raise ValueError(f'there is no dtype "{dtype}"; there are auto, float32, bfloat16, float16')
-    model: Any = AutoModelForImageTextToText.from_pretrained(
-        place, dtype=dtype, attn_implementation=attention, use_safetensors=True, trust_remote_code=False
-    )
+    try:
+        model: Any = AutoModelForImageTextToText.from_pretrained(
+            place, dtype=dtype, attn_implementation=attention, use_safetensors=True, trust_remote_code=False
+        )
+    except SafetensorError as error:
+        raise ValueError(f'the weights of "{name}" cannot be read: {error}') from None
     processor = AutoProcessor.from_pretrained(place, trust_remote_code=False)
     return model.to(device).eval(), processor
 

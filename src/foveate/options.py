@@ -95,7 +95,10 @@ def check_layers(method: Method, layers: int) -> None:
     fields = {field: value for field, value in settings_of(method).items() if field.startswith("layer")}
     for field, value in fields.items():
         if not 0 < value < layers:
-            scaled = {name: min(max(round(layer * layers / 32), 1), layers - 1) for name, layer in fields.items()}
+            scaled: dict[str, int] = {}
+            for name, layer in fields.items():
+                after = max(scaled.values(), default=0)  # a later cut stays the later one
+                scaled[name] = min(max(round(layer * layers / 32), after + 1), layers - 1)
             raise ValueError(
                 f"{method.name}: {field}={value}, but this model can drop tokens before layers 1 to {layers - 1}; "
                 f"try {' '.join(f'--set {name}={layer}' for name, layer in scaled.items())}"

@@ -57,6 +57,7 @@ def speed(what: str, dense: Sequence[float], pruned: Sequence[float]) -> Sequenc
 def ask_notes(result: Result, method: Method, setting: Setting) -> list[str]:
     """How the figures were made."""
     return [
+        "exact: the whole prompt, vision tower and scoring included, two FLOPs a multiply-add",
         f"as published: {COUNTS[formula_of(method)][1]}",
         f"times: median of {len(result.dense.first)} interleaved pairs of runs, {TIMED_TOKENS} tokens each, on "
         f"{setting['device']}, {setting['dtype']}, {setting['attention']}, CPU threads: {setting['threads']}; "
@@ -157,5 +158,7 @@ def cost_notes(method: Method, visual: int, text: int, images: Any) -> list[str]
     if images == 0:
         notes.append("without the vision tower: give --image-size for what the tower sees")
     if method.name == "visipruner":
-        notes.append("visipruner decides while it runs: these are the layers and counts that its paper reports")
+        notes.append(
+            "visipruner decides while it runs: this is the typical outcome of its paper, in proportion to the depth"
+        )
     return notes
