@@ -1,8 +1,11 @@
 """After `prune` the model is what it was: hooks, configs, attributes, transformers' registries, and outputs."""
 
+import copy
 import gc
 import sys
+import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
@@ -132,6 +135,32 @@ def test_pruning_goes_on_rightly_after_an_exception_inside_generate(attention, m
         out = generate(model, tiny.batch(*forms["left padding"]))
     for b, row in enumerate(forms["left padding"]):
         check_row(out, b, reference(row, method))
+
+
+@pytest.mark.parametrize("error", (RuntimeError, KeyboardInterrupt), ids=lambda e: e.__name__)
+def test_an_exception_in_one_thread_does_not_stop_another(error):
+    """A prompt that is being read may hold something that other threads wait for; a broken one must let go of it."""
+    (row,) = tiny.forms("llava-gqa")["one"]
+    model = copy.deepcopy(tiny.model("llava-gqa", "sdpa"))  # its own: a thread that waits may outlive this test
+    with foveate.prune(model, METHODS["himap"]):
+        with pytest.raises(error):
+            from_a_layer(model, tiny.batch(row), error("from the test"))
+        outs = []
+        other = threading.Thread(target=lambda: outs.append(generate(model, tiny.batch(row))), daemon=True)
+        other.start()
+        other.join(timeout=20)
+        assert outs, "the other thread still waits"
+    check_row(outs[0], 0, reference(row, "himap"))
+
+
+def test_threads_may_generate_at_once():
+    model, forms = tiny.model("llava-gqa", "sdpa"), list(tiny.forms("llava-gqa").values())
+    inputs = tiny.batch(*forms[0])
+    with unchanged(model, inputs), foveate.prune(model, METHODS["visipruner"]), ThreadPoolExecutor(4) as pool:
+        outs = list(pool.map(lambda batch: generate(model, tiny.batch(*batch)), forms, timeout=120))
+    for batch, out in zip(forms, outs, strict=True):
+        for b, row in enumerate(batch):
+            check_row(out, b, reference(row, "visipruner"))
 
 
 def test_an_exception_of_the_users_own_code_passes_through():
