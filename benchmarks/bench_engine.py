@@ -181,22 +181,12 @@ def bench_prefill(
 
 
 def bench_decode(model: LlavaForConditionalGeneration, inputs: dict[str, Tensor], method: Method, rounds: int) -> str:
-    """Time of a step with the hooks over the same step, on the same cache, without them."""
-    length = inputs["input_ids"].shape[1]
-    token = torch.tensor([[5]])
-    position = torch.tensor([[length]])
+    """Time of a decode step with the hooks over the same step, on a copy of the same cache, without them."""
+    token, position = torch.tensor([[5]]), torch.tensor([[inputs["input_ids"].shape[1]]])
     cache = DynamicCache(config=model.config.get_text_config())
-    pruned = foveate.prune(model, method)
-    model(**inputs, logits_to_keep=1, past_key_values=cache)
-    state = copy.deepcopy(cache)
-    hooks = {
-        module: (
-            module._forward_pre_hooks.copy(),
-            module._forward_pre_hooks_with_kwargs.copy(),
-            module._forward_hooks.copy(),
-        )
-        for module in model.modules()
-    }
+    with foveate.prune(model, method):
+        model(**inputs, logits_to_keep=1, past_key_values=cache)
+    copied = copy.deepcopy(cache)
 
     def step(past: DynamicCache) -> None:
         model(input_ids=token, past_key_values=past, position_ids=position, logits_to_keep=1)
@@ -204,17 +194,11 @@ def bench_decode(model: LlavaForConditionalGeneration, inputs: dict[str, Tensor]
 
     ratios = []
     for number in range(rounds * 10 + 1):
-        hooked = seconds(lambda: step(cache))
-        for module in hooks:
-            module._forward_pre_hooks.clear()
-            module._forward_hooks.clear()
-        bare = seconds(lambda: step(state))
-        for module, (before, _, after) in hooks.items():
-            module._forward_pre_hooks.update(before)
-            module._forward_hooks.update(after)
+        with foveate.prune(model, method):
+            hooked = seconds(lambda: step(cache))
+        bare = seconds(lambda: step(copied))
         if number:
             ratios.append(hooked / bare - 1)
-    pruned.remove()
     low, middle, high = quartiles(ratios)
     return f"{middle:+.1%} ({low:+.1%} to {high:+.1%})"
 
