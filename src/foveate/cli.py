@@ -1,6 +1,7 @@
 """The command line. Words in, words out: every job is done elsewhere, and imported only when it is asked for."""
 
 import json
+import os
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -142,6 +143,86 @@ def methods() -> None:
 
 
 @app.command()
+def bench(
+    model: Annotated[str, typer.Option(help=MODEL)] = "mini",
+    methods: Annotated[
+        str, typer.Option(help="Names with commas; fields may follow a name, as in himap:deep=sends.")
+    ] = "fastv,himap,vtw,visipruner",
+    tasks: Annotated[
+        str | None, typer.Option(help="Tasks or folders of your own, with commas; default: all of the suite.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Questions of each task.")] = 100,
+    seed: Annotated[int, typer.Option(min=0, help="Of the questions.")] = 0,
+    keep: Annotated[
+        str | None,
+        typer.Option(metavar="SHARES", help="Layer-averaged visual tokens to keep; default: 0.5,0.33,0.15."),
+    ] = None,
+    flops: Annotated[
+        str | None, typer.Option(metavar="SHARES", help="Instead of --keep: exact prefill FLOPs, as shares of dense.")
+    ] = None,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="DIR", help="Where results go; a run that was killed goes on there.")
+    ] = Path("out/bench"),
+    batch: Annotated[int, typer.Option(min=1, help="Questions answered as one batch.")] = 16,
+    timed: Annotated[int, typer.Option(min=0, help="Prompts that are timed.")] = 3,
+    rounds: Annotated[int, typer.Option(min=0, help="How often each setting is timed on each of them.")] = 5,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16; auto is float32 on a CPU.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...; auto is cuda if there is one.")] = "auto",
+    attn: Annotated[str | None, typer.Option(help="Attention implementation, such as sdpa or eager.")] = None,
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
+) -> None:
+    """Compare methods at equal cost: quality, fidelity, FLOPs, time and memory on tasks with known answers."""
+    with one_line_errors():
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # what measures memory on a CPU has nothing to warn of
+        import torch
+        import transformers
+        from rich.console import Console
+
+        from foveate import bench as job
+        from foveate.report import bench as report
+        from foveate.report.progress import progress
+        from foveate.report.tradeoff import tradeoff
+        from foveate.suite.tasks import METRICS_OF
+
+        transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()
+        torch.set_num_threads(threads)
+
+        if keep is not None and flops is not None:
+            raise ValueError("--keep and --flops are two dials: give one of them")
+        request = job.Request(
+            model=model,
+            methods=job.split_methods(methods),
+            tasks=tuple(METRICS_OF) if tasks is None else split(tasks),
+            limit=limit,
+            seed=seed,
+            kind="keep" if flops is None else "flops",
+            targets=parse_shares(flops or keep or "0.5,0.33,0.15"),
+            batch=batch,
+            timed=timed,
+            rounds=rounds,
+        )
+        loaded, processor = job.load(request, attn, dtype, device)
+        with progress() as advance:
+            found = job.bench(loaded, processor, request, out, advance)
+
+        job.write(out / "bench.json", json.dumps(report.as_json(found), indent=2) + "\n")
+        job.write(out / "bench.md", report.as_markdown(found))
+        panels, cost = report.panels(found)
+        tradeoff(panels, cost, "score, % of dense", f"{model}: quality against cost", out / "tradeoff.png")
+
+        console = Console(highlight=False)
+        for title, table in report.point_tables(found).items():
+            console.print(title, style="bold underline", markup=False)
+            console.print(report.rich_table(table))
+            console.print()
+        for note in report.notes(found):
+            console.print(note, style="dim", markup=False)
+        where = f"all figures: {out}/bench.md, bench.json, tradeoff.png"
+        console.print(where, style="dim", markup=False, soft_wrap=True)
+
+
+@app.command()
 def cost(
     model: Annotated[str, typer.Argument(help=MODEL)] = "mini",
     method: MethodName = "himap",
@@ -187,6 +268,19 @@ def cost(
         console.print()
         for note in show.cost_notes(chosen, tokens, text, images):
             console.print(note, style="dim", markup=False)
+
+
+def split(text: str) -> tuple[str, ...]:
+    """The words between the commas."""
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def parse_shares(text: str) -> tuple[float, ...]:
+    """The numbers between the commas."""
+    try:
+        return tuple(map(float, split(text)))
+    except ValueError:
+        raise ValueError(f'shares are numbers such as 0.5,0.33 and not "{text}"') from None
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:

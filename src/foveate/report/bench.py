@@ -1,0 +1,326 @@
+"""The benchmark's report: tables for the terminal and Markdown, JSON, and the points of its picture."""
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from statistics import median
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from foveate.bench import BASELINES, Report, Speed, ratio
+from foveate.cost.tables import markdown, si
+from foveate.report.text import duration
+from foveate.suite.metrics import METRICS
+from foveate.suite.summary import Cell, Row, Versus, average
+from foveate.suite.timing import HOW_MEMORY
+
+MARK = "*"
+Lines = list[Sequence[str]]  # a table, the header first
+EQUAL = {"keep": "layer-averaged visual tokens", "flops": "exact prefill FLOPs"}
+
+
+def quality_table(report: Report) -> Lines:
+    """Scores of every setting on every task, grouped by cost."""
+    tasks = list(report.rows[0].cells)
+    table: Lines = [("", "tokens", "FLOPs", *map(short, tasks), "of dense", "95 %")]
+    for row in report.rows:
+        scores = (scored(cell) + mark(cell.random) for cell in row.cells.values())
+        whole = percent(row.quality) + mark(row.random)
+        table.append((row.setting.name, percent(row.visual), percent(row.flops), *scores, whole, between(row)))
+    return table
+
+
+def point_tables(report: Report) -> dict[str, Lines]:
+    """For each point of the dial all figures, a column for each setting: what fits a terminal."""
+    dense, *others = report.rows
+    tables = {}
+    for point in dict.fromkeys(row.setting.point for row in others):
+        rows = [dense, *sorted((row for row in others if row.setting.point == point), key=baselines_first)]
+        table: Lines = [("", *(row.setting.label for row in rows))]
+
+        def line(title: str, figure: Callable[[Row], str], table: Lines = table, rows: Sequence[Row] = rows) -> None:
+            table.append((title, *map(figure, rows)))
+
+        line("visual tokens, %", lambda row: percent(row.visual))
+        line("exact FLOPs, %", lambda row: percent(row.flops))
+        for task in dense.cells:
+            line(short(task), lambda row, task=task: scored(row.cells[task]) + mark(row.cells[task].random))
+        line("of dense, %", lambda row: percent(row.quality) + mark(row.random))
+        line("  95 %", between)
+        line("first-token KL", lambda row: number(mean_of(row, "kl"), 3))
+        line("top-1 agreement, %", lambda row: percent(mean_of(row, "top1")))
+        line("same answer, %", lambda row: percent(mean_of(row, "same")))
+        if report.speed:
+            speed = {row.setting.name: report.speed[row.setting.name] for row in rows}
+            whole = speed[dense.setting.name]
+            for title, what in (("first token, faster", "first"), ("each token, faster", "each")):
+                ratios = {name: ratio(getattr(whole, what), getattr(one, what)) for name, one in speed.items()}
+                line(title, lambda row, ratios=ratios: f"{ratios[row.setting.name]['median']:.2f}x")
+                line(
+                    "  middle 80 %",
+                    lambda row, ratios=ratios: "{low:.2f}-{high:.2f}".format(**ratios[row.setting.name]),
+                )
+            line("peak memory", lambda row, speed=speed: si(speed[row.setting.name].peak_bytes, "B"))
+            line("KV cache", lambda row, speed=speed: si(speed[row.setting.name].cache_bytes, "B"))
+        if report.errors:
+            line("failed", lambda row: str(row.errors))
+        tables[title_of(point, report)] = table
+    return tables
+
+
+def title_of(point: str, report: Report) -> str:
+    return f"{point} of the {EQUAL[report.plan['equal']]}" if point.endswith("%") else point
+
+
+def baselines_first(row: Row) -> bool:
+    return row.setting.label not in BASELINES
+
+
+def difference_table(report: Report) -> Lines:
+    """Score minus the dense score on the same questions, with its 95 % interval."""
+    table: Lines = [("", *report.rows[0].cells)]
+    for row in report.rows[1:]:
+        table.append((row.setting.name, *(difference(cell) for cell in row.cells.values())))
+    return table
+
+
+def fidelity_table(report: Report) -> Lines:
+    """How much the answers stay those of the dense model: means over tasks."""
+    table: Lines = [("", "first-token KL, nats", "top-1 agreement", "same answer", "failed")]
+    for row in report.rows[1:]:
+        agreement = (percent(mean_of(row, what)) for what in ("top1", "same"))
+        table.append((row.setting.name, number(mean_of(row, "kl"), 3), *agreement, str(row.errors)))
+    return table
+
+
+def speed_table(report: Report) -> Lines:
+    """Time and memory of every setting beside the dense model's; empty if nothing was timed."""
+    if not report.speed:
+        return []
+    dense = report.speed[report.rows[0].setting.name]
+    table: Lines = [("", "first token", "times as fast", "per token after", "times as fast", "peak memory", "KV cache")]
+    for row in report.rows:
+        speed = report.speed[row.setting.name]
+        table.append(
+            (
+                row.setting.name,
+                duration(median(speed.first)),
+                times(dense.first, speed.first),
+                duration(median(speed.each)),
+                times(dense.each, speed.each),
+                si(speed.peak_bytes, "B"),
+                si(speed.cache_bytes, "B"),
+            )
+        )
+    return table
+
+
+def pope_tables(report: Report) -> dict[str, Lines]:
+    """POPE's figures of each yes/no task, by kind of negatives."""
+    tables = {}
+    for task, cell in report.rows[0].cells.items():
+        if not cell.pope:
+            continue
+        table: Lines = [("", "negatives", *next(iter(cell.pope.values())))]
+        for row in report.rows:
+            for kind, figures in row.cells[task].pope.items():
+                table.append((row.setting.name, kind, *map(percent, figures.values())))
+        tables[task] = table
+    return tables
+
+
+def other_metrics(report: Report) -> Lines:
+    """The metrics that are reported beside a task's score; empty if no task has any."""
+    extra = [(task, m) for task, cell in report.rows[0].cells.items() for m in list(cell.metrics)[1:]]
+    if not extra:
+        return []
+    table: Lines = [("", *(f"{task}, {METRICS[metric].title}" for task, metric in extra))]
+    for row in report.rows:
+        table.append((row.setting.name, *(scaled(row.cells[task].metrics[metric], metric) for task, metric in extra)))
+    return table
+
+
+def notes(report: Report) -> list[str]:
+    """What the tables show and how it was made."""
+    plan = report.plan
+    scores = [f"{task}: {METRICS[metric_of(cell)].title}" for task, cell in report.rows[0].cells.items()]
+    found = [
+        f"{plan['model']}, {plan['dtype']}, {plan['attention']}, on {plan['device']}, CPU threads: {plan['threads']}; "
+        f"{len(report.samples)} questions, seed {plan['seed']}",
+        "; ".join(scores),
+        f"settings of a group are brought to the same {EQUAL[plan['equal']]}; tokens and FLOPs are what was used, "
+        "shares of dense: layer-averaged visual tokens, and exact FLOPs of the prompt with its vision tower",
+        f"marked {MARK}: does not beat random pruning at the same cost (paired bootstrap, 95 %)",
+        "of dense: mean over tasks of the share of the dense score",
+    ]
+    if report.speed:
+        found.append(
+            f"times: medians over {plan['rounds']} interleaved rounds on {plan['timed_prompts']} prompts, one by one; "
+            f"times as fast: pair by pair with dense, with the middle 80 % of the pairs; {HOW_MEMORY}"
+        )
+    if report.errors:
+        reasons = Counter(record["error"] for record in report.errors)
+        listed = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(3))
+        found.append(f"failed: {len(report.errors)} answers, left out of every mean: {listed}")
+    return found
+
+
+def as_markdown(report: Report) -> str:
+    """All tables."""
+    settings = [("", "setting"), *((row.setting.name, str(row.setting.method or "dense")) for row in report.rows)]
+    parts = {
+        "Quality": quality_table(report),
+        "Difference to dense": difference_table(report),
+        "Fidelity to dense": fidelity_table(report),
+        "Time and memory": speed_table(report),
+        **{f"{task}: yes and no, %": table for task, table in pope_tables(report).items()},
+        "Other metrics": other_metrics(report),
+        "Settings": settings,
+    }
+    text = ["# Visual token pruning at equal cost", "\n".join(f"- {note}" for note in notes(report))]
+    text += [f"## {title}\n\n{markdown(table)}" for title, table in parts.items() if table]
+    return "\n\n".join(text) + "\n"
+
+
+def as_json(report: Report) -> dict[str, Any]:
+    """All figures. Shares are fractions of dense; what could not be had is null."""
+    dense = report.speed.get(report.rows[0].setting.name)
+    rows = []
+    for row in report.rows:
+        figures = dataclasses.asdict(dataclasses.replace(row, setting=None))  # type: ignore[arg-type]
+        del figures["setting"]
+        method = row.setting.method
+        fields = {"method": method.name, **vars(method)} if method else {"method": "dense"}
+        named = {"name": row.setting.name, "point": row.setting.point, "settings": fields}
+        cells = figures.pop("cells")
+        tasks = {task: {**cells[task], "beats_random": beats(cell.random)} for task, cell in row.cells.items()}
+        speed = report.speed.get(row.setting.name)
+        timed = None if speed is None or dense is None else speed_json(dense, speed)
+        rows.append({**named, **figures, "beats_random": beats(row.random), "tasks": tasks, "speed": timed})
+    return without_nan({"plan": report.plan, "rows": rows, "errors": report.errors})
+
+
+def speed_json(dense: Speed, speed: Speed) -> dict[str, Any]:
+    return {
+        "first_token_seconds": speed.first,
+        "per_token_seconds": speed.each,
+        "first_token_dense_over_this": ratio(dense.first, speed.first),
+        "per_token_dense_over_this": ratio(dense.each, speed.each),
+        "peak_bytes": speed.peak_bytes,
+        "kv_cache_bytes": speed.cache_bytes,
+    }
+
+
+def panels(report: Report) -> tuple[dict[str, dict[str, list[tuple[float, float, float, float]]]], str]:
+    """The points of the picture, panel by panel, and what their cost is."""
+    flops = not math.isnan(report.rows[0].flops)
+
+    def gather(point: Callable[[Row], tuple[float, float, float]]) -> dict[str, list]:
+        series: dict[str, list] = {}
+        for row in report.rows[1:]:
+            cost = row.flops if flops else row.visual
+            series.setdefault(row.setting.label, []).append(tuple(100 * x for x in (cost, *point(row))))
+        return series
+
+    def of_task(task: str) -> Callable[[Row], tuple[float, float, float]]:
+        dense = report.rows[0].cells[task].score
+
+        def point(row: Row) -> tuple[float, float, float]:
+            cell = row.cells[task]
+            if not dense or cell.dense is None:
+                return math.nan, math.nan, math.nan
+            low, high = cell.dense.interval
+            return cell.score / dense, 1 + low / dense, 1 + high / dense
+
+        return point
+
+    found = {"mean over tasks": gather(lambda row: (row.quality, *row.interval))}
+    if len(report.rows[0].cells) > 1:
+        found |= {task: gather(of_task(task)) for task in report.rows[0].cells}
+    return found, "exact prefill FLOPs, % of dense" if flops else "layer-averaged visual tokens, % of dense"
+
+
+def rich_table(lines: Lines) -> Table:
+    """A table for the terminal. Headers may be folded, figures may not."""
+    header, *body = lines
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
+    for place, name in enumerate(header):
+        widest = max(len(row[place]) for row in body)
+        table.add_column(name, justify="right" if place else "left", overflow="fold", min_width=widest)
+    for row in body:
+        table.add_row(*map(Text, row))
+    return table
+
+
+def metric_of(cell: Cell) -> str:
+    return next(iter(cell.metrics))
+
+
+def scored(cell: Cell) -> str:
+    return scaled(cell.score, metric_of(cell))
+
+
+def scaled(score: float, metric: str) -> str:
+    scale = METRICS[metric].scale
+    return number(score * scale, 1 if scale > 1 else 2)
+
+
+def mean_of(row: Row, what: str) -> float:
+    """Of a figure of the cells, over tasks."""
+    return average([getattr(cell, what) for cell in row.cells.values()])
+
+
+def difference(cell: Cell) -> str:
+    """-2.1 [-4.0, -0.2]"""
+    if cell.dense is None:
+        return "-"
+    scale = METRICS[metric_of(cell)].scale
+    mean, low, high = (x * scale for x in (cell.dense.difference, *cell.dense.interval))
+    digits = 1 if scale > 1 else 2
+    if math.isnan(mean):
+        return "-"
+    return f"{mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
+
+
+def between(row: Row) -> str:
+    low, high = row.interval
+    return "-" if math.isnan(low) else f"{percent(low)}-{percent(high)}"
+
+
+def times(dense: Sequence[float], other: Sequence[float]) -> str:
+    found = ratio(dense, other)
+    return f"{found['median']:.2f} ({found['low']:.2f}-{found['high']:.2f})"
+
+
+def percent(value: float) -> str:
+    return number(100 * value, 1)
+
+
+def number(value: float, digits: int) -> str:
+    return "-" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def mark(versus: Versus | None) -> str:
+    return MARK if versus is not None and not versus.better else ""
+
+
+def beats(versus: Versus | None) -> bool | None:
+    """None for what is not compared with random."""
+    return None if versus is None else versus.better
+
+
+def short(task: str) -> str:
+    """The last part of a task's name."""
+    return task.rpartition("/")[2]
+
+
+def without_nan(value: Any) -> Any:
+    """JSON has no NaN: null."""
+    if isinstance(value, dict):
+        return {key: without_nan(x) for key, x in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(x) for x in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
