@@ -3,7 +3,6 @@
 Loads, runs and measures; prints nothing. `report` turns the result into text and pictures.
 """
 
-import time
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -14,16 +13,15 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, StoppingCriteria
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 import foveate
 from foveate import cost
 from foveate.estimate import published
+from foveate.measure import cache_bytes, generate, time_one
 from foveate.methods import Method
 from foveate.pruning.families import grids
 from foveate.pruning.stages import Trace
-
-TIMED_TOKENS = 16  # what every timed run generates, however long the answer itself is
 
 
 @dataclass(frozen=True)
@@ -219,57 +217,7 @@ def published_flops(config: Any, trace: Trace, method: Method) -> tuple[int, int
         return None, None
 
 
-def generate(model: Any, inputs: Any, new_tokens: int, **settings: Any) -> Any:
-    """transformers' greedy `generate`, with its cache."""
-    return model.generate(
-        **inputs, max_new_tokens=new_tokens, do_sample=False, num_beams=1, return_dict_in_generate=True, **settings
-    )
-
-
 def answer(model: Any, processor: Any, inputs: Any, new_tokens: int) -> str:
     """The words that the model answers with."""
     sequence = generate(model, inputs, new_tokens).sequences[0]
     return processor.decode(sequence[inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
-
-
-def cache_bytes(model: Any, inputs: Any) -> int:
-    """Bytes of the keys and values of the prompt, in all layers."""
-    cache = generate(model, inputs, 1).past_key_values
-    return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
-
-
-class Clock(StoppingCriteria):
-    """Notes when each new token is there, with device events on a CUDA device; never stops anything."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.cuda = device.type == "cuda"
-        self.ticks: list[Any] = []
-        if self.cuda:
-            torch.cuda.synchronize(device)
-        self.tick()
-
-    def tick(self) -> None:
-        if self.cuda:
-            self.ticks.append(torch.cuda.Event(enable_timing=True))
-            self.ticks[-1].record()
-        else:
-            self.ticks.append(time.perf_counter())
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        self.tick()
-        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
-
-    def seconds(self) -> list[float]:
-        """The time that each token took."""
-        if self.cuda:
-            torch.cuda.synchronize()
-            return [a.elapsed_time(b) / 1000 for a, b in zip(self.ticks, self.ticks[1:], strict=False)]
-        return [b - a for a, b in zip(self.ticks, self.ticks[1:], strict=False)]
-
-
-def time_one(model: Any, inputs: Any) -> tuple[float, float]:
-    """Seconds to the first token (vision tower, prompt, and what pruning itself costs), and for each token after it."""
-    clock = Clock(model.device)
-    generate(model, inputs, TIMED_TOKENS, min_new_tokens=TIMED_TOKENS, stopping_criteria=[clock])
-    first, *rest = clock.seconds()
-    return first, sum(rest) / len(rest)

@@ -14,10 +14,11 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from foveate.ask import TIMED_TOKENS, Result, Side
+from foveate.ask import Result, Side
 from foveate.cost import Comparison, Cost, comparison_rows
 from foveate.cost.tables import si
 from foveate.estimate import COUNTS, formula_of
+from foveate.measure import TIMED_TOKENS
 from foveate.methods import Method
 from foveate.options import settings_of
 from foveate.report.overlay import overlay
