@@ -3,7 +3,6 @@
 import time
 from types import SimpleNamespace
 
-import pytest
 import torch
 
 import tiny
@@ -28,7 +27,7 @@ def test_the_first_token_is_told_from_those_after_it():
     first, each = measure.time_one(Sleeper(), {})
     # Sleeping may take longer on a busy machine, and never less.
     assert first >= 0.04 and each >= 0.004
-    assert first == pytest.approx(0.04, abs=0.5) and each < first
+    assert each < first
 
 
 def test_a_timed_run_goes_on_behind_the_end_of_the_answer():
