@@ -41,6 +41,16 @@ def one_line_errors() -> Iterator[None]:
         fail(textwrap.shorten(str(error) or type(error).__name__, 300, placeholder=" ..."))
 
 
+def quiet() -> None:
+    """No progress bars, warnings and retries of the libraries between the lines of a command."""
+    import huggingface_hub
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    huggingface_hub.logging.set_verbosity_error()
+
+
 def show_version(wanted: bool) -> None:
     if wanted:
         typer.echo(installed("foveate"))
@@ -77,7 +87,6 @@ def ask(
     """Answer a question about a picture, dense and pruned, and measure both."""
     with one_line_errors():
         import torch
-        import transformers
         from rich.console import Console
 
         from foveate import ask as job
@@ -85,8 +94,7 @@ def ask(
         from foveate.options import check_layers, method_from, settings_of
         from foveate.report.text import table
 
-        transformers.logging.set_verbosity_error()
-        transformers.logging.disable_progress_bar()
+        quiet()
         torch.set_num_threads(threads)
 
         chosen = method_from(method, settings or [])
@@ -175,7 +183,6 @@ def bench(
     with one_line_errors():
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # what measures memory on a CPU has nothing to warn of
         import torch
-        import transformers
         from rich.console import Console
 
         from foveate import bench as job
@@ -184,8 +191,7 @@ def bench(
         from foveate.report.tradeoff import tradeoff
         from foveate.suite.tasks import METRICS_OF
 
-        transformers.logging.set_verbosity_error()
-        transformers.logging.disable_progress_bar()
+        quiet()
         torch.set_num_threads(threads)
 
         if keep is not None and flops is not None:
@@ -214,7 +220,7 @@ def bench(
         console = Console(highlight=False)
         for title, table in report.point_tables(found).items():
             console.print(title, style="bold underline", markup=False)
-            console.print(report.rich_table(table))
+            console.print(report.rich_table(table), width=report.WIDEST, crop=False)
             console.print()
         for note in report.notes(found):
             console.print(note, style="dim", markup=False)
@@ -248,6 +254,7 @@ def cost(
         from foveate.options import check_layers, method_from, settings_of
         from foveate.report.text import table
 
+        quiet()
         chosen = method_from(method, settings or [])
         config = AutoConfig.from_pretrained(find_model(model), trust_remote_code=False)
         check_layers(chosen, config.get_text_config().num_hidden_layers)
