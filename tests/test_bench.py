@@ -18,7 +18,7 @@ from foveate.bench import split_methods
 from foveate.cli import app
 
 SMALL = ["--limit", "3", "--tasks", "existence,read", "--keep", "0.5", "--batch", "2", "--timed", "1", "--rounds", "1"]
-LONG = ["--limit", "20", "--tasks", "existence,read", "--keep", "0.5", "--batch", "2", "--timed", "0"]
+LONG = ["--limit", "10", "--tasks", "existence,read", "--keep", "0.5", "--batch", "2", "--timed", "0"]
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """A user's own pictures with questions."""
 
+import io
 import json
 
 import numpy as np
@@ -79,9 +80,16 @@ def test_a_missing_picture_is_an_error_of_its_sample_alone(folder):
 
 
 def test_a_data_set_on_disk_is_read_like_the_file(tmp_path):
-    datasets = pytest.importorskip("datasets")
-    picture = Image.new("RGB", (8, 8))
-    rows = {"image": [picture], "question": ["what"], "answers": [["black", "dark"]], "task": ["exact"]}
-    datasets.Dataset.from_dict(rows).save_to_disk(str(tmp_path / "set"))
+    datasets, arrow = pytest.importorskip("datasets"), pytest.importorskip("pyarrow")
+    png = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(png, "PNG")
+    text = datasets.Value("string")
+    features = datasets.Features(
+        {"image": datasets.Image(), "question": text, "answers": datasets.List(text), "task": text}
+    )
+    row = {"image": {"bytes": png.getvalue()}, "question": "what", "answers": ["black", "dark"], "task": "exact"}
+    table = arrow.Table.from_pylist([row], schema=features.arrow_schema)
+    data = datasets.Dataset(table, info=datasets.DatasetInfo(features=features), fingerprint="0")
+    data.save_to_disk(str(tmp_path / "set"))
     (sample,) = read(tmp_path / "set", 10, 0)
     assert (sample.task, sample.answers, sample.picture().size) == ("set/exact", ("black", "dark"), (8, 8))

@@ -18,6 +18,7 @@ from foveate.suite.summary import Cell, Row, Versus, average
 from foveate.suite.timing import HOW_MEMORY
 
 MARK = "*"
+WIDEST = 400  # characters that a table may take, whatever the terminal: a figure cut short would be another figure
 Lines = list[Sequence[str]]  # a table, the header first
 EQUAL = {"keep": "layer-averaged visual tokens", "flops": "exact prefill FLOPs"}
 
@@ -244,12 +245,12 @@ def panels(report: Report) -> tuple[dict[str, dict[str, list[tuple[float, float,
 
 
 def rich_table(lines: Lines) -> Table:
-    """A table for the terminal. Headers may be folded, figures may not."""
+    """A table for the terminal, as wide as it has to be."""
     header, *body = lines
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
     for place, name in enumerate(header):
-        widest = max(len(row[place]) for row in body)
-        table.add_column(name, justify="right" if place else "left", overflow="fold", min_width=widest)
+        widest = max(len(row[place]) for row in lines)
+        table.add_column(name, justify="right" if place else "left", min_width=widest)
     for row in body:
         table.add_row(*map(Text, row))
     return table

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 Point = tuple[float, float, float, float]  # cost, quality, and its 95 % interval: low, high; all in percent of dense
-INK, PALE = "#1c2028", "#d9dce1"
+INK, GREY, PALE = "#1c2028", "#8a909c", "#d9dce1"
 BASELINES = {"random": ("#6b7280", "--", "s"), "uniform": ("#a3a9b3", ":", "^")}  # colour, line, marker
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a5195", "#8c564b")
 MARKERS = "oDvP*X<>"
@@ -21,14 +21,15 @@ def tradeoff(
     panels: title -> method -> its points. cost, quality: what the axes show. path: its ending chooses the format.
     """
     (first, main), *others = panels.items()
-    columns = -(-len(others) // 2) if len(others) > 3 else len(others)
-    rows = 2 if len(others) > 3 else 1
-    figure = Figure(figsize=(6.4 + 2.35 * columns, 5.4), layout="constrained", facecolor="white")
-    grid = figure.add_gridspec(rows, 1 + columns, width_ratios=[2.6] + [1] * columns)
+    rows = min(3, -(-len(others) // 2))
+    columns = -(-len(others) // rows) if others else 0
+    figure = Figure(figsize=(6.4 + 2.3 * columns, 4.6 + 0.7 * rows), layout="constrained", facecolor="white")
+    grid = figure.add_gridspec(max(rows, 1), 1 + columns, width_ratios=[2.6] + [1] * columns)
     styles = styles_of(main)
 
     axes = figure.add_subplot(grid[:, 0])
     draw(axes, main, styles, size=7)
+    axes.text(0.01, 100, "dense", transform=axes.get_yaxis_transform(), ha="left", va="bottom", color=GREY, fontsize=8)
     axes.set_title(first, loc="left", fontsize=11, color=INK)
     axes.set_xlabel(cost)
     axes.set_ylabel(quality)
