@@ -195,7 +195,9 @@ def choice(scene: Scene, rng: np.random.Generator) -> Question | None:
     if dice < 0.6 and drawn:
         thing = _pick(rng, drawn)
         here = names_in(scene)
-        pool = list(SHAPES) if thing.kind == "shape" and rng.random() < 0.5 else [*SHAPES, *pictograms()]
+        pool = [*SHAPES, *pictograms()]
+        if thing.kind == "shape" and rng.random() < 0.5 and len(set(SHAPES) - here) >= 3:
+            pool = list(SHAPES)
         stem = _pick(rng, ("which of these is in the picture?", "what is in the picture?", "which one do you see?"))
         right, wrong = thing.name, [n for n in pool if n not in here]
     elif dice < 0.85 and ones:
