@@ -68,9 +68,9 @@ def claims(results: Mapping[str, Result], visual: float) -> list[Claim]:
         visual: mean number of visual tokens of a prompt.
     """
     depth = len(next(iter(results.values())).labels["layer"])
-    quarter, half, shallow = slice(0, max(1, depth // 4)), slice(depth // 2, depth), max(1, round(depth * 6 / 32))
-    deep = round(depth * 24 / 32)
-    first_layers, second_half = f"the first {quarter.stop} layers", f"layers {half.start} to {depth - 1}"
+    quarter, shallow, deep = slice(0, max(1, depth // 4)), max(1, round(depth * 6 / 32)), round(depth * 24 / 32)
+    half = slice(depth // 2, max(depth - 1, depth // 2 + 1))  # without the last layer, where only the last row counts
+    first_layers, second_half = f"the first {quarter.stop} layers", f"layers {half.start} to {half.stop - 1}"
 
     def ratio(name: str, other: str, layers: slice) -> Statistic:
         return lambda mean: np.log(mean[name][..., layers] / mean[other][..., layers]).mean(-1)
