@@ -126,7 +126,7 @@ class Pruned:
         hook(self.decoder.register_forward_hook(self._on_end, always_call=True))
         for layer, module in enumerate(self.decoder.layers):
             hook(module.register_forward_pre_hook(functools.partial(self._on_layer, layer), with_kwargs=True))
-        self._undo += [families.adapt(self.decoder, self._stage_of_prompt), guard(self.model), self._end]
+        self._undo += [families.adapt(self.decoder, self._stage_of_prompt), guard(self.model, self._end), self._end]
 
     def remove(self) -> None:
         """Stop pruning; the model is as it was before. Harmless when repeated. The trace stays."""

@@ -11,16 +11,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 
-def guard(model: PreTrainedModel) -> Callable[[], None]:
+def guard(model: PreTrainedModel, end: Callable[[], None]) -> Callable[[], None]:
     """Shadow `generate` and `generate_batch` on this one model with versions that check first; returns the undo.
 
     The checked `generate` raises NotImplementedError for a prefill in chunks, since a method has to see the whole
     prompt, and for `use_cache=False`, since every new token would select again. Continuous batching packs all prompts
-    into one row with one length for all layers, so it is refused altogether.
+    into one row with one length for all layers, so it is refused altogether. `end` is called when `generate` is left.
     """
     undo = []
     if callable(getattr(model, "generate", None)):
-        undo.append(shadow(model, "generate", checked_generate(model, model.generate)))
+        undo.append(shadow(model, "generate", checked_generate(model, model.generate, end)))
     for name in ("generate_batch", "init_continuous_batching"):
         if hasattr(model, name):
             undo.append(shadow(model, name, refuse_continuous_batching))
@@ -32,7 +32,9 @@ def guard(model: PreTrainedModel) -> Callable[[], None]:
     return restore
 
 
-def checked_generate(model: PreTrainedModel, generate: Callable[..., Any]) -> Callable[..., Any]:
+def checked_generate(
+    model: PreTrainedModel, generate: Callable[..., Any], end: Callable[[], None]
+) -> Callable[..., Any]:
     signature = inspect.signature(generate)
 
     @functools.wraps(generate)
@@ -49,7 +51,10 @@ def checked_generate(model: PreTrainedModel, generate: Callable[..., Any]) -> Ca
                 f"prefill_chunk_size={chunk} splits the prompt, and a method has to see all of it: "
                 "set prefill_chunk_size=None"
             )
-        return generate(*args, **kwargs)
+        try:
+            return generate(*args, **kwargs)
+        finally:
+            end()  # a hook cannot: torch runs none after a KeyboardInterrupt, and other threads would wait for ever
 
     return checked
 
