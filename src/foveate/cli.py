@@ -187,8 +187,10 @@ def bench(
 
         from foveate import bench as job
         from foveate.report import bench as report
+        from foveate.report.figures import as_json, panels
         from foveate.report.progress import progress
         from foveate.report.tradeoff import tradeoff
+        from foveate.suite.plan import split_methods
         from foveate.suite.tasks import METRICS_OF
 
         quiet()
@@ -198,7 +200,7 @@ def bench(
             raise ValueError("--keep and --flops are two dials: give one of them")
         request = job.Request(
             model=model,
-            methods=job.split_methods(methods),
+            methods=split_methods(methods),
             tasks=tuple(METRICS_OF) if tasks is None else split(tasks),
             limit=limit,
             seed=seed,
@@ -212,10 +214,9 @@ def bench(
         with progress() as advance:
             found = job.bench(loaded, processor, request, out, advance)
 
-        job.write(out / "bench.json", json.dumps(report.as_json(found), indent=2) + "\n")
+        job.write(out / "bench.json", json.dumps(as_json(found), indent=2) + "\n")
         job.write(out / "bench.md", report.as_markdown(found))
-        panels, cost = report.panels(found)
-        tradeoff(panels, cost, "score, % of dense", f"{model}: quality against cost", out / "tradeoff.png")
+        tradeoff(*panels(found), "score, % of dense", f"{model}: quality against cost", out / "tradeoff.png")
 
         console = Console(highlight=False)
         for title, table in report.point_tables(found).items():
@@ -275,6 +276,38 @@ def cost(
         console.print()
         for note in show.cost_notes(chosen, tokens, text, images):
             console.print(note, style="dim", markup=False)
+
+
+@app.command()
+def profile(
+    model: Annotated[str, typer.Argument(help=MODEL)] = "mini",
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="DIR", help="Where results go; a run that was killed goes on there.")
+    ] = Path("out/profile"),
+    data: Annotated[str, typer.Option(help="suite, or a folder with a JSONL file of questions.")] = "suite",
+    tasks: Annotated[str, typer.Option(help="Tasks of the suite, with commas; default: all.")] = "",
+    limit: Annotated[int, typer.Option(min=1, help="Questions of each task.")] = 100,
+    deep: Annotated[int, typer.Option(min=1, help="Questions of each task for the costly analyses.")] = 32,
+    batch: Annotated[int, typer.Option(min=1, help="Questions in a batch.")] = 16,
+    seed: Annotated[int, typer.Option(min=0, help="Of the questions.")] = 0,
+    attn: Annotated[str | None, typer.Option(help="Attention implementation, such as sdpa or eager.")] = None,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16; auto is float32 on a CPU.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...; auto is cuda if there is one.")] = "auto",
+    threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
+) -> None:
+    """How a model uses what it sees: curves, stages and the papers' claims, as a page and as JSON."""
+    with one_line_errors():
+        import torch
+
+        from foveate import profile as job
+        from foveate.ask import load
+
+        quiet()
+        torch.set_num_threads(threads)
+        questions = job.samples_of(data, split(tasks), limit, seed)
+        loaded, processor = load(model, attn, dtype, device)
+        job.profile(loaded, processor, model, questions, out, batch=batch, deep=deep, seed=seed)
+        typer.echo(f"{out / 'page.html'}\n{out / 'profile.json'}")
 
 
 def split(text: str) -> tuple[str, ...]:

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 import foveate
 from foveate import ask, flow
@@ -32,6 +31,7 @@ from foveate.flow.withdrawal import ETA
 from foveate.methods import Method
 from foveate.pruning.families import grids
 from foveate.report.page import page
+from foveate.report.progress import progress
 from foveate.suite import folder as own
 from foveate.suite.tasks import METRICS_OF, Sample, draw
 
@@ -74,7 +74,6 @@ def profile(
     batch: int = 16,
     deep: int = 50,
     seed: int = 0,
-    quiet: bool = False,
 ) -> dict[str, Any]:
     """Run every analysis, and write profile.json, page.html and the results (.npz) into the folder `place`.
 
@@ -90,7 +89,7 @@ def profile(
         ValueError: `place` holds steps of another run, or there are no samples.
     """
     if not samples:
-        raise ValueError("there are no questions to profile: raise --samples, or give another --data")
+        raise ValueError("there are no questions to profile: raise --limit, or give another --data")
     steps = [
         (list(chunk), start < deep)
         for _, group in groupby(samples, key=lambda sample: sample.task)
@@ -99,17 +98,18 @@ def profile(
     check_plan(place, {"model": name, "config": model.config.to_dict(), "names": [s.name for s in samples],
                        "questions": [s.question for s in samples], "batch": batch, "deep": deep})  # fmt: skip
     parts: dict[str, list[Result]] = {}
-    with bar(quiet) as progress:
-        for number in progress.track(range(len(steps)), description="analysing"):
-            chunk, costly = steps[number]
+    measured = samples[:: len(samples) // 20 + 1]
+    shown = [sample for _, group in groupby(samples, key=lambda s: s.task) for sample in list(group)[:SHOWN]]
+    with progress() as advance:
+        for number, (chunk, costly) in enumerate(steps):
             for analysis, result in step(model, processor, chunk, costly, place / "steps" / f"{number:04d}").items():
                 parts.setdefault(analysis, []).append(result)
-        measured = samples[:: len(samples) // 20 + 1]
+            advance("analyses", number + 1, len(steps))
         sizes = [prompt_size(model, processor, sample) for sample in measured]
-        shown = [
-            sample for _, group in groupby(samples, key=lambda sample: sample.task) for sample in list(group)[:SHOWN]
-        ]
-        seen = [explore(model, processor, s) for s in progress.track(shown, description="exploring")]
+        seen = []
+        for number, sample in enumerate(shown):
+            seen.append(explore(model, processor, sample))
+            advance("samples to look at", number + 1, len(shown))
     results = {analysis: Result.join(found) for analysis, found in parts.items()}
     for analysis, result in results.items():
         result.save(place / f"{analysis}.npz")
@@ -179,12 +179,6 @@ def check_plan(place: Path, plan: Mapping[str, Any]) -> None:
 def chunks(items: list[Any], size: int) -> Iterable[tuple[int, list[Any]]]:
     """(start, items) of runs of up to `size` items."""
     return ((start, items[start : start + size]) for start in range(0, len(items), size))
-
-
-def bar(quiet: bool) -> Progress:
-    """Progress on the terminal, with the time it still takes."""
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
-    return Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), disable=quiet)
 
 
 def curves_of(result: Result) -> dict[str, Any]:

@@ -116,7 +116,7 @@ class Result:
 
     def plot(self, *names: str) -> Figure:
         """Means with 95 % intervals over layers, one panel per value (all that have a layer axis, if none is named)."""
-        from foveate.report.figures import plot_result
+        from foveate.flow.plot import plot_result
 
         return plot_result(self, names)
 
