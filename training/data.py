@@ -6,6 +6,7 @@ the whole). It knows the tokenizer, not the model's insides.
 
 import multiprocessing
 from dataclasses import dataclass
+from queue import Empty
 
 import numpy as np
 
@@ -128,10 +129,23 @@ def batches(tokenizer, seed: int, start: int, stop: int, size: int, simple: int,
         return
     context = multiprocessing.get_context("fork")
     queues = [context.Queue(maxsize=6) for _ in range(workers)]
+    drawers = []
     for w, queue in enumerate(queues):
-        context.Process(target=_draw_all, args=(queue, tokenizer, plan[w::workers]), daemon=True).start()
+        drawers.append(context.Process(target=_draw_all, args=(queue, tokenizer, plan[w::workers]), daemon=True))
+        drawers[-1].start()
     for i in range(len(plan)):
-        yield queues[i % workers].get()
+        yield _next(queues[i % workers], drawers[i % workers])
+
+
+def _next(queue, drawer) -> Batch:
+    """The next batch of a drawing process; RuntimeError instead of waiting for ever if it died."""
+    while True:
+        alive = drawer.is_alive()  # asked before the queue, so that what a finished process left is still taken
+        try:
+            return queue.get(timeout=5)
+        except Empty:
+            if not alive:
+                raise RuntimeError("a process that draws scenes died; its error is above") from None
 
 
 def _draw_all(queue, tokenizer, plan) -> None:

@@ -67,6 +67,17 @@ def test_a_batch_is_the_same_whoever_draws_it(training):
         assert (one.pixels == two.pixels).all() and (one.target == two.target).all()
 
 
+def test_a_dead_drawing_process_is_an_error_and_not_an_endless_wait(training, monkeypatch):
+    data = training["data"]
+
+    def fail(*arguments):
+        raise SystemExit(1)
+
+    monkeypatch.setattr(data, "draw_batch", fail)
+    with pytest.raises(RuntimeError, match="died"):
+        next(data.batches(training["tokenizer"], 0, 0, 1, 1, 0, False, workers=1))
+
+
 @pytest.mark.parametrize("phase", ["tower", "whole"])
 def test_a_killed_run_goes_on_bit_for_bit(training, phase, tmp_path):
     run, tokenizer = training["train"].run, training["tokenizer"]
