@@ -14,8 +14,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from checkpoints import save_llava
-from foveate.bench import split_methods
 from foveate.cli import app
+from foveate.suite.plan import split_methods
 
 SMALL = ["--limit", "3", "--tasks", "existence,read", "--keep", "0.5", "--batch", "2", "--timed", "1", "--rounds", "1"]
 LONG = ["--limit", "10", "--tasks", "existence,read", "--keep", "0.5", "--batch", "2", "--timed", "0"]

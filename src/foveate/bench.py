@@ -3,29 +3,27 @@
 A run lives in a folder. Its `answers.jsonl` grows by every answer, and a run that was killed goes on from there.
 """
 
-import re
 import zlib
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, median
+from statistics import median
 from typing import Any
 
 import torch
 import transformers
 
-from foveate import ask, cost
-from foveate.methods import METHODS, Method
-from foveate.options import method_from
-from foveate.suite import dial, folder, runner, timing
+from foveate import ask
+from foveate.suite import folder, runner, timing
 from foveate.suite.journal import Journal
+from foveate.suite.plan import parse_method, plan_settings
 from foveate.suite.runner import Item, Setting
 from foveate.suite.summary import Row, summarise
-from foveate.suite.tasks import Sample, draw
+from foveate.suite.tasks import METRICS_OF, Sample, draw
 
 JOURNAL = "answers.jsonl"
-BASELINES = ("random", "uniform")
+Advance = Callable[[str, int, int], None]  # is told (what, done, of how many) as a run goes
 PILOTS = 24  # prompts on which the cost of a method without a dial is found out
 
 
@@ -66,38 +64,23 @@ class Report:
     errors: list[dict[str, Any]]  # records of the samples that failed
 
 
-def bench(
-    model: Any, processor: Any, request: Request, place: Path, advance: Callable[[str, int, int], None]
-) -> Report:
+def bench(model: Any, processor: Any, request: Request, place: Path, advance: Advance) -> Report:
     """Run a benchmark in the folder `place`, or go on with the one that is there.
 
-    advance: is told (what, done, of how many) as the run goes. Raises ValueError for unknown methods or tasks, a cost
-    that a method cannot reach, and a folder with another run; NotImplementedError for a model that cannot be pruned.
+    Raises ValueError for unknown methods or tasks, a cost that a method cannot reach, and a folder with another run;
+    NotImplementedError for a model that cannot be pruned.
     """
     samples = samples_of(request)
     pilots = pilots_of(model, processor, samples)
-    settings = plan_settings(model, processor, request, pilots)
+    settings = plan_settings(model, processor, request.methods, request.kind, request.targets, pilots)
     plan = plan_of(model, request, samples, settings)
     journal = Journal(place / JOURNAL, plan)
 
-    done, total = 0, len(samples) * len(settings)
-
-    def answered(more: int) -> None:
-        nonlocal done
-        done += more
-        advance("answers", done, total)
-
-    answered(0)
-    runner.run(model, processor, samples, settings, journal, request.batch, answered)
+    told = counting(advance, "answers", len(samples) * len(settings))
+    runner.run(model, processor, samples, settings, journal, request.batch, told)
     if request.timed and request.rounds:
-        timed, past = spread(pilots, request.timed), 0
-
-        def timed_round(more: int) -> None:
-            nonlocal past
-            past += more
-            advance("timed rounds", past, request.rounds)
-
-        timing.measure(model, timed, settings, journal, request.rounds, timed_round)
+        told = counting(advance, "timed rounds", request.rounds)
+        timing.measure(model, spread(pilots, request.timed), settings, journal, request.rounds, told)
     return Report(
         plan=plan,
         samples=samples,
@@ -107,26 +90,31 @@ def bench(
     )
 
 
+def counting(advance: Advance, what: str, total: int) -> Callable[[int], None]:
+    """A function that is told how many more there are, and tells `advance` how many there are in all."""
+    done = 0
+
+    def told(more: int) -> None:
+        nonlocal done
+        done += more
+        advance(what, done, total)
+
+    return told
+
+
 def samples_of(request: Request) -> list[Sample]:
     """The questions of all tasks: of the suite's by name, of a folder of the user's own by path."""
-    folders = [Path(task).expanduser() for task in request.tasks if Path(task).expanduser().is_dir()]
-    names = [task for task in request.tasks if not Path(task).expanduser().is_dir()]
-    own = [sample for place in folders for sample in folder.read(place.resolve(), request.limit, request.seed)]
+    folders = [task for task in request.tasks if task not in METRICS_OF and Path(task).expanduser().is_dir()]
+    names = [task for task in request.tasks if task not in folders]
+    own = [
+        sample
+        for place in folders
+        for sample in folder.read(Path(place).expanduser().resolve(), request.limit, request.seed)
+    ]
     samples = [*draw(names, request.limit, request.seed), *own]
     if not samples:
         raise ValueError("there is no question: give --tasks and a --limit of at least 1")
     return samples
-
-
-def split_methods(text: str) -> tuple[str, ...]:
-    """ "fastv,himap:deep=sends" -> its methods. A comma starts another method only before a method's name."""
-    return tuple(word.strip() for word in re.split(rf",\s*(?=(?:{'|'.join(METHODS)})\b)", text) if word.strip())
-
-
-def parse_method(word: str) -> tuple[Method, set[str]]:
-    """The method that "himap:deep=sends:layer1=2" means, and the fields that the user set."""
-    name, *settings = word.split(":")
-    return method_from(name, settings), {setting.partition("=")[0] for setting in settings}
 
 
 def pilots_of(model: Any, processor: Any, samples: Sequence[Sample]) -> list[Item]:
@@ -145,60 +133,6 @@ def spread(things: Sequence[Any], count: int) -> list[Any]:
     """`count` of the things, evenly spaced."""
     count = min(count, len(things))
     return [things[(2 * i + 1) * len(things) // (2 * count)] for i in range(count)]
-
-
-def plan_settings(model: Any, processor: Any, request: Request, pilots: Sequence[Item]) -> list[Setting]:
-    """Dense, then every method and both baselines at every point of the dial.
-
-    A method without a dial is a point of its own: the baselines are brought to what it used on the pilot prompts.
-    """
-    prompt = typical(model.config, pilots)
-    words = tuple(dict.fromkeys((*(word for word in request.methods if word not in ("dense", *BASELINES)), *BASELINES)))
-    dials, points = {}, []
-    for word in words:
-        method, chosen = parse_method(word)
-        method = dial.scale_layers(method, chosen, prompt.layers)
-        foveate_can_prune(model, method)
-        dials[word] = dial.dial_of(method, chosen, prompt.layers)
-        if dials[word] is None:
-            points.append((f"at {word}'s cost", used(model, processor, method, pilots, request.kind), {word: method}))
-    turned = [word for word in words if dials[word] is not None]
-    if len(turned) > len(BASELINES) or not points:
-        points = [(f"{target * 100:.4g}%", target, {}) for target in request.targets] + points
-    settings = [Setting("dense", "dense", "dense", None)]
-    for point, target, fixed in points:
-        names = BASELINES if fixed else turned
-        methods = {**fixed, **{word: dial.solve(dials[word], request.kind, target, prompt) for word in names}}
-        for word, method in methods.items():
-            settings.append(Setting(word if word in fixed else f"{word} {point}", word, point, method))
-    return settings
-
-
-def foveate_can_prune(model: Any, method: Method) -> None:
-    """Raises what `prune` raises, before anything is run."""
-    with timing.pruned(model, Setting("", "", "", method)):
-        pass
-
-
-def typical(config: Any, pilots: Sequence[Item]) -> dial.Prompt:
-    """The pilot prompt of median length, for which dials are solved."""
-    item = sorted(pilots, key=lambda pilot: pilot.length)[len(pilots) // 2]
-    layers = config.get_text_config().num_hidden_layers
-    return dial.Prompt(config, layers, item.visual, item.length - item.visual, item.system, item.images)
-
-
-def used(model: Any, processor: Any, method: Method, pilots: Sequence[Item], kind: str) -> float:
-    """What a method really uses on the pilot prompts, as a share of dense."""
-    shares = []
-    for item in pilots:
-        (output,) = runner.answer(model, processor, [item], method, {}, longest=1)
-        if kind == "keep":
-            shares.append(output.visual)
-        else:
-            layers = model.config.get_text_config().num_hidden_layers
-            whole = cost.prefill(model.config, [item.length] * layers, images=item.images).total
-            shares.append((output.flops or 0) / whole)
-    return fmean(shares)
 
 
 def plan_of(model: Any, request: Request, samples: Sequence[Sample], settings: Sequence[Setting]) -> dict[str, Any]:
@@ -260,17 +194,11 @@ def write(path: Path, text: str) -> None:
 
 
 def load(request: Request, attn: str | None, dtype: str, device: str) -> tuple[Any, Any]:
-    """Model and processor, after the words of the request are checked: a typing error must not wait for the weights."""
-    check(request)
-    return ask.load(request.model, attn, dtype, device)
-
-
-def check(request: Request, names: Collection[str] = dial.KINDS) -> None:
+    """Model and processor. What is wrong with the words of the request is told before the weights are read."""
     for word in request.methods:
         if word != "dense":
             parse_method(word)
-    if request.kind not in names:
-        raise ValueError(f"the dial is one of {', '.join(names)}")
     for target in request.targets:
         if not 0 < target <= 1:
             raise ValueError(f"--{request.kind} {target:g} is no share of the dense model's: give numbers from 0 to 1")
+    return ask.load(request.model, attn, dtype, device)

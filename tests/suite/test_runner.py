@@ -67,6 +67,16 @@ def test_flops_of_a_sample_are_those_of_its_trace(loaded, samples, method):
     assert output.flops == pruned.trace.flops + tower.vision + tower.projector
 
 
+def test_an_architecture_without_a_cost_model_is_run_all_the_same(loaded, samples, tmp_path, monkeypatch):
+    def unknown(config, inputs):
+        raise NotImplementedError("unknown tower")
+
+    monkeypatch.setattr(runner.cost, "images_of", unknown)
+    journal = ran(loaded, samples[:1], (DENSE, Setting("vtw", "vtw", "", VTW(layer=3))), tmp_path)
+    record = journal.answers["vtw", samples[0].name]
+    assert record["flops"] is None and record["visual"] == 0.5 and "answer" in record
+
+
 def test_keeping_everything_is_the_dense_model(loaded, samples, tmp_path):
     journal = ran(loaded, samples, (DENSE, Setting("all", "uniform", "", Uniform(keep=1.0))), tmp_path)
     for sample in samples:

@@ -1,65 +1,81 @@
-"""Figures of results: plain arrays in, a matplotlib figure out. Knows nothing of models."""
+"""The benchmark's figures as JSON, and as the points of its picture."""
 
-from __future__ import annotations
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
-import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-
-if TYPE_CHECKING:
-    from foveate.flow.result import Result
-
-COLOURS = ("#2f6fb0", "#c2571a", "#3f8f5f", "#8a5aa8", "#a0872c", "#5b6573")
-LAYERS = ("layer", "layers")  # names of the axis that goes along the page
+from foveate.bench import Report, Speed, ratio
+from foveate.suite.summary import Row, Versus
 
 
-def plot_result(result: Result, names: Sequence[str] = ()) -> Figure:
-    """One panel for each value of a result that has layers, with a line for each entry of one further axis."""
-    chosen = list(names) or [name for name, axes in result.axes.items() if panels_of(axes)]
-    unknown = [name for name in chosen if name not in result.values or not panels_of(result.axes[name])]
-    if unknown or not chosen:
-        raise ValueError(f"{result.name} has no curve {', '.join(unknown)}: choose among {', '.join(result.values)}")
-    columns = min(3, len(chosen))
-    rows = -(-len(chosen) // columns)
-    figure = Figure(figsize=(4.6 * columns, 3.2 * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).flatten()
-    for panel, name in zip(axes, chosen, strict=False):
-        (low, high), mean = result.interval(name), result.mean(name)
-        along, *others = order(result.axes[name])
-        where = result.axes[name].index(along)
-        curves = [np.moveaxis(x, where, -1).reshape(-1, x.shape[where]) for x in (mean, low, high)]
-        lines = result.labels[others[0]] if others else [""]
-        for label, *curve in zip(lines, *curves, strict=True):
-            band(panel, result.labels[along], *curve, label=str(label))
-        panel.set_title(name, loc="left", fontsize=11)
-        panel.set_xlabel(along)
-        if others:
-            panel.legend(frameon=False, fontsize=8)
-    for panel in axes[len(chosen) :]:
-        panel.set_visible(False)
-    figure.suptitle(f"{result.name}, {len(result)} samples: mean and 95 % interval", x=0.01, ha="left", fontsize=11)
-    return figure
+def as_json(report: Report) -> dict[str, Any]:
+    """All figures. Shares are fractions of dense; what could not be had is null."""
+    dense = report.speed.get(report.rows[0].setting.name)
+    rows = []
+    for row in report.rows:
+        figures = dataclasses.asdict(dataclasses.replace(row, setting=None))  # type: ignore[arg-type]
+        del figures["setting"]
+        method = row.setting.method
+        fields = {"method": method.name, **vars(method)} if method else {"method": "dense"}
+        named = {"name": row.setting.name, "point": row.setting.point, "settings": fields}
+        cells = figures.pop("cells")
+        tasks = {task: {**cells[task], "beats_random": beats(cell.random)} for task, cell in row.cells.items()}
+        speed = report.speed.get(row.setting.name)
+        timed = None if speed is None or dense is None else speed_json(dense, speed)
+        rows.append({**named, **figures, "beats_random": beats(row.random), "tasks": tasks, "speed": timed})
+    return without_nan({"plan": report.plan, "rows": rows, "errors": report.errors})
 
 
-def band(axes: Axes, layers: Sequence, mean: np.ndarray, low: np.ndarray, high: np.ndarray, label: str = "") -> None:
-    """A curve over layers in its interval."""
-    colour = COLOURS[len(axes.lines) % len(COLOURS)]
-    place = np.arange(len(layers))
-    axes.plot(place, mean, color=colour, label=label, linewidth=1.8, marker="o", markersize=3)
-    axes.fill_between(place, low, high, color=colour, alpha=0.18, linewidth=0)
-    axes.set_xticks(place[:: max(1, len(place) // 12)], [str(x) for x in layers][:: max(1, len(place) // 12)])
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", alpha=0.25)
+def speed_json(dense: Speed, speed: Speed) -> dict[str, Any]:
+    return {
+        "first_token_seconds": speed.first,
+        "per_token_seconds": speed.each,
+        "first_token_dense_over_this": ratio(dense.first, speed.first),
+        "per_token_dense_over_this": ratio(dense.each, speed.each),
+        "peak_bytes": speed.peak_bytes,
+        "kv_cache_bytes": speed.cache_bytes,
+    }
 
 
-def panels_of(axes: Sequence[str]) -> bool:
-    """Whether a value with these axes can be drawn: layers and at most one more."""
-    return any(axis in LAYERS for axis in axes) and len(axes) <= 2
+def panels(report: Report) -> tuple[dict[str, dict[str, list[tuple[float, float, float, float]]]], str]:
+    """The points of the picture, panel by panel, and what their cost is."""
+    flops = not math.isnan(report.rows[0].flops)
+
+    def gather(point: Callable[[Row], tuple[float, float, float]]) -> dict[str, list]:
+        series: dict[str, list] = {}
+        for row in report.rows[1:]:
+            cost = row.flops if flops else row.visual
+            series.setdefault(row.setting.label, []).append(tuple(100 * x for x in (cost, *point(row))))
+        return series
+
+    def of_task(task: str) -> Callable[[Row], tuple[float, float, float]]:
+        dense = report.rows[0].cells[task].score
+
+        def point(row: Row) -> tuple[float, float, float]:
+            cell = row.cells[task]
+            if not dense or cell.dense is None:
+                return math.nan, math.nan, math.nan
+            low, high = cell.dense.interval
+            return cell.score / dense, 1 + low / dense, 1 + high / dense
+
+        return point
+
+    found = {"mean over tasks": gather(lambda row: (row.quality, *row.interval))}
+    if len(report.rows[0].cells) > 1:
+        found |= {task: gather(of_task(task)) for task in report.rows[0].cells}
+    return found, "exact prefill FLOPs, % of dense" if flops else "layer-averaged visual tokens, % of dense"
 
 
-def order(axes: Sequence[str]) -> list[str]:
-    """The axes, layers first."""
-    return sorted(axes, key=lambda axis: axis not in LAYERS)
+def beats(versus: Versus | None) -> bool | None:
+    """None for what is not compared with random."""
+    return None if versus is None else versus.better
+
+
+def without_nan(value: Any) -> Any:
+    """JSON has no NaN: null."""
+    if isinstance(value, dict):
+        return {key: without_nan(x) for key, x in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(x) for x in value]
+    return None if isinstance(value, float) and math.isnan(value) else value

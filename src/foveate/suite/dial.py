@@ -17,7 +17,7 @@ from foveate import cost
 from foveate.methods import Method
 
 PUBLISHED_LAYERS = 32  # of LLaVA-1.5-7B, whose layers the methods' defaults name
-KINDS = ("keep", "flops")
+NO_COST_MODEL = "this architecture has no cost model, so FLOPs cannot be held equal: use --keep"
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Prompt:
     visual: int
     text: int
     system: int  # of the text, before the image
-    images: Any  # as `cost.prefill` takes them
+    images: Any  # as `cost.prefill` takes them; None for an architecture without a cost model
 
 
 def scale_layers(method: Method, chosen: Collection[str], layers: int) -> Method:
@@ -86,6 +86,8 @@ def share(method: Method, kind: str, prompt: Prompt) -> float:
     schedule = method.schedule(prompt.layers, prompt.visual)
     if kind == "keep":
         return cost.layer_average(cost.visual_per_layer(prompt.layers, prompt.visual, schedule)) / prompt.visual
+    if prompt.images is None:
+        raise NotImplementedError(NO_COST_MODEL)
     length = prompt.text + prompt.visual
     rows = method.scored(prompt.layers, prompt.visual, prompt.text - prompt.system, length)
     tokens = cost.tokens_per_layer(prompt.layers, length, prompt.visual, schedule)

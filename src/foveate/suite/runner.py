@@ -39,7 +39,7 @@ class Item:
 
     sample: Sample
     inputs: dict[str, Tensor]  # of this prompt alone
-    images: Any  # as `cost.prefill` takes them
+    images: Any  # as `cost.prefill` takes them; None for an architecture without a cost model
     length: int  # tokens of the prompt
     visual: int
     system: int  # text before the image
@@ -127,10 +127,14 @@ def item_of(model: Any, processor: Any, sample: Sample) -> Item:
     visual = torch.isin(ids, torch.tensor(visual_ids(model.config)))
     if not visual.any():
         raise ValueError("the prompt has no visual tokens: the processor put no image token into it")
+    try:
+        images = cost.images_of(model.config, inputs)
+    except NotImplementedError:
+        images = None
     return Item(
         sample=sample,
         inputs=inputs,
-        images=cost.images_of(model.config, inputs),
+        images=images,
         length=len(ids),
         visual=int(visual.sum()),
         system=int(visual.int().argmax()),
@@ -177,7 +181,9 @@ def answer(
 
 
 def flops_of(config: Any, item: Item, method: Method | None, counts: Sequence[int]) -> int | None:
-    """Exact FLOPs of a prompt with `counts` tokens in each layer: tower, decoder, LM head, and the method's scoring."""
+    """Exact FLOPs of a prompt with `counts` tokens in each layer: tower, decoder, LM head, scoring; None if unknown."""
+    if item.images is None:
+        return None
     rows: dict[int, int] = {}
     if method is not None:
         scored = method.scored(len(counts), item.visual, item.length - item.visual - item.system, item.length)

@@ -14,7 +14,12 @@ def resamples(sizes: Sequence[int], seed: int = 0) -> list[np.ndarray]:
     All that is compared is compared on the same resamples: that makes the bootstrap a paired one.
     """
     rng = np.random.default_rng(seed)
-    return [rng.multinomial(size, np.full(size, 1 / size), RESAMPLES) if size else np.zeros((1, 0)) for size in sizes]
+    return [counts(rng, size) for size in sizes]
+
+
+def counts(rng: np.random.Generator, size: int) -> np.ndarray:
+    drawn = rng.integers(size, size=(RESAMPLES, size)) + size * np.arange(RESAMPLES)[:, None]  # rows apart
+    return np.bincount(drawn.ravel(), minlength=RESAMPLES * size).reshape(RESAMPLES, size)
 
 
 def means(scores: np.ndarray, drawn: np.ndarray) -> np.ndarray:
