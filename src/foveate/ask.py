@@ -21,7 +21,7 @@ from foveate.estimate import published
 from foveate.measure import cache_bytes, generate, time_one
 from foveate.methods import Method
 from foveate.pruning.families import grids
-from foveate.pruning.stages import Trace
+from foveate.pruning.trace import Trace
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,10 @@ def prune(model: PreTrainedModel, method: Method | str, visual: Tensor | None = 
             ids = model.generate(**inputs)
         print(pruned.trace)
 
-    Without `with` it lasts until `.remove()`. Nothing is left behind on the model.
+    Without `with` it lasts until `.remove()`. Nothing is left behind on the model. A KV cache made inside remembers what
+    its layers hold: it has to go on inside (a later `prune` will do) and to keep its rows in their order. A plain
+    forward returns logits of the survivors only, the last of them last. A compiled model is compiled anew on entering
+    and on leaving, and with it all that the process has compiled.
 
     Args:
         model: a transformers model whose prompts hold one token per visual feature.
@@ -25,7 +28,7 @@ def prune(model: PreTrainedModel, method: Method | str, visual: Tensor | None = 
             the token ids tell.
 
     Raises:
-        ValueError: unknown method, a layer out of range, or a model that is being pruned already.
+        ValueError: unknown method, a layer out of range, no transformers model, or one that is being pruned already.
         NotImplementedError: a model whose visual tokens cannot be dropped.
     """
     if isinstance(method, str):

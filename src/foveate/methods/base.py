@@ -25,8 +25,8 @@ class Method:
     """
 
     name: ClassVar[str]
-    paper: ClassVar[str]
-    url: ClassVar[str]
+    paper: ClassVar[str] = ""
+    url: ClassVar[str] = ""
     reads: ClassVar[bool] = False  # whether `decide` needs the attention of the layer before
 
     def cuts(self, layers: int) -> Sequence[int]:
@@ -51,7 +51,7 @@ class Method:
 
     def schedule(self, layers: int, visual: int) -> list[tuple[int, int]]:
         """(layer, visual tokens kept from there on) for a prompt of `visual` visual tokens, without running a model."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{self.name} does not say what it keeps before it has run: give it a `schedule`")
 
     def scored(self, layers: int, visual: int, instruction: int, prompt: int) -> dict[int, int]:
         """{layer: attention rows computed there to decide}, for a prompt of `prompt` tokens in all."""
@@ -60,8 +60,8 @@ class Method:
 
 def check_keep(name: str, keep: Keep) -> None:
     """Refuse what is neither a fraction in [0, 1] nor a count."""
-    valid = keep >= 0 if isinstance(keep, int) else 0.0 <= keep <= 1.0
-    if not valid:
+    count = isinstance(keep, int) and not isinstance(keep, bool) and keep >= 0
+    if not count and not (isinstance(keep, float) and 0.0 <= keep <= 1.0):
         raise ValueError(
             f"{name}={keep!r}: give the fraction of visual tokens to keep, 0.0 to 1.0, or a count as an int"
         )
@@ -81,9 +81,8 @@ def highest(score: Tensor, among: Tensor, keep: Keep) -> Tensor:
     Returns:
         (B, M) bool.
     """
-    total = among.sum(1, keepdim=True)  # (B, 1)
-    count = total.clamp(max=keep) if isinstance(keep, int) else (total.double() * keep).round()  # half to even
-    order = score.masked_fill(~among, -torch.inf).argsort(dim=1, descending=True, stable=True)
+    count = torch.tensor([[kept(keep, total)] for total in among.sum(1).tolist()], device=among.device)  # (B, 1)
+    order = score.masked_fill(~among | score.isnan(), -torch.inf).argsort(dim=1, descending=True, stable=True)
     return among & (order.argsort(dim=1) < count)
 
 

@@ -6,6 +6,7 @@ VisiPruner: Decoding Discontinuous Cross-Modal Dynamics for Efficient Multimodal
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -60,8 +61,17 @@ class VisiPruner(Method):
 
     def __post_init__(self) -> None:
         check_choice("first_layer", self.first_layer, ("merge", "halve"))
+        if isinstance(self.stages, str):
+            raise ValueError(f"stages={self.stages!r}: give a tuple, such as ({self.stages!r},)")
         for stage in self.stages:
             check_choice("stages", stage, STAGES)
+        for field, least in (("shallow", 0), ("exit_count", 1)):
+            value = getattr(self, field)
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"{field}={value!r}: give a whole number, {least} or more")
+        for field in ("fire", "influence", "exit"):
+            if not math.isfinite(getattr(self, field)):
+                raise ValueError(f"{field}={getattr(self, field)!r}: give a finite number")
 
     def edited(self, layers: int) -> range:
         return range(self.shallow if "shallow" in self.stages else 0)
@@ -76,8 +86,14 @@ class VisiPruner(Method):
         return [Edit(visual, visual), Edit(text, visual & (place <= total // 2))]
 
     def cuts(self, layers: int) -> range:
-        searching = "middle" in self.stages or "deep" in self.stages
-        return range(self.shallow + 2, layers) if searching else range(0)
+        if "middle" not in self.stages and "deep" not in self.stages:
+            return range(0)
+        if self.shallow + 2 >= layers:
+            raise ValueError(
+                f"shallow={self.shallow} leaves none of {layers} layers to the middle and deep stages: "
+                f"choose {max(layers - 3, 0)} or less, or stages=('shallow',)"
+            )
+        return range(self.shallow + 2, layers)
 
     def start(self) -> Decide:
         return Search(self)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import Cache, PretrainedConfig
 from transformers.masking_utils import LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING
 
@@ -38,16 +39,17 @@ def pack(keep: Tensor, counts: list[int] | None = None) -> tuple[Tensor, Tensor 
     return index, (keep.gather(1, index) if min(counts) < width else None)
 
 
-def prompt_mask(given: Tensor, index: Tensor, valid: Tensor | None) -> Tensor:
-    """The prompt's own 4-D mask for its survivors: rows and columns at `index`, filler columns closed.
+def prompt_mask(given: Tensor, index: Tensor, valid: Tensor | None, keys: int | None = None) -> Tensor:
+    """The prompt's own 4-D mask for its survivors: rows and columns at `index` (B, M), filler columns closed.
 
-    Gathering keeps whatever pattern the model drew (say, attention both ways inside an image).
+    Gathering keeps whatever pattern the model drew (say, attention both ways inside an image). A static cache has more
+    `keys` than survivors; the rest is closed too.
     """
     mask = take(take(given, index, -2), index, -1)  # (B, 1, M, M)
-    if valid is None:
-        return mask
-    shut = ~valid[:, None, None].to(mask.device)
-    return mask & ~shut if mask.dtype == torch.bool else mask.masked_fill(shut, torch.finfo(mask.dtype).min)
+    closed = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
+    if valid is not None:
+        mask = mask.masked_fill(~valid[:, None, None].to(mask.device), closed)
+    return mask if keys is None else pad(mask, (0, keys - mask.shape[-1]), value=closed)  # (B, 1, M, keys)
 
 
 def causal_mask(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
 
@@ -13,62 +13,15 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
-from foveate.pruning import families
+from foveate.pruning import compiled, families
 from foveate.pruning.cut import causal_mask, pack, prompt_mask, take
 from foveate.pruning.guard import guard, refuse_labels
 from foveate.pruning.layout import Layout, padding_of
-from foveate.pruning.stages import Prompt, Stage, Trace
+from foveate.pruning.run import Forward, Runs
+from foveate.pruning.stages import Prompt, Stage
 from foveate.pruning.tap import Tap
-from foveate.pruning.view import Decide, Pruner, View
-
-
-@dataclass(eq=False)
-class Forward:
-    """One pass through the decoder over a pruned prompt, or over tokens that follow one.
-
-    Attributes:
-        prompt: the prompt.
-        padding: (B, kv) bool, False on padding; None if there is none.
-        decide: the method's decision while the prompt is read; None afterwards.
-        counts: real tokens of each row at the layer that runs; texts: those that are not visual.
-        stage: in force at the layer that runs; None: nothing has been dropped.
-        shared: mask and rope of the stage, by kind of layer.
-    """
-
-    prompt: Prompt
-    padding: Tensor | None
-    decide: Decide | None = None
-    counts: list[int] = field(default_factory=list)
-    texts: list[int] = field(default_factory=list)
-    stage: Stage | None = None
-    shared: dict[str, tuple[Tensor | None, tuple[Tensor, ...]]] = field(default_factory=dict)
-
-    def enter(self, stage: Stage) -> None:
-        self.stage, self.shared = stage, {}
-
-    @property
-    def layout(self) -> Layout:
-        return self.prompt.layout if self.stage is None else self.stage.layout
-
-
-class Run:
-    """Where one thread is in its forward pass.
-
-    Attributes:
-        found: (B, L) bool, visual positions of the call that has reached the model and not yet its decoder.
-        padding: (B, kv) bool, False on padding, of that call.
-        forward: the pass through the decoder; None outside, or if nothing is pruned.
-        reading: a prompt is being read, so this thread holds the tap.
-    """
-
-    found: Tensor | None = None
-    padding: Tensor | None = None
-    forward: Forward | None = None
-    reading: bool = False
-
-
-class ThreadRun(threading.local, Run):
-    """A `Run` for each thread."""
+from foveate.pruning.trace import Trace
+from foveate.pruning.view import Pruner, View
 
 
 class Pruned:
@@ -79,7 +32,7 @@ class Pruned:
     """
 
     def __init__(self, model: PreTrainedModel, method: Pruner, visual: Tensor | None = None):
-        self.given, model = model, getattr(model, "_orig_mod", model)  # what torch.compile(model) wraps
+        self.given, model = model, families.unwrap(model)
         decoder = families.decoder_of(model)
         if any(isinstance(getattr(hook, "__self__", None), Pruned) for hook in decoder._forward_pre_hooks.values()):
             raise ValueError(
@@ -95,19 +48,29 @@ class Pruned:
                 f"{type(model).__name__} has no token id for images in its config: "
                 "say where the visual tokens are with prune(..., visual=mask)"
             )
+        if visual is not None and visual.ndim != 2:
+            raise ValueError(f"visual has the shape {tuple(visual.shape)}: give a bool mask (batch, tokens)")
         depth = len(self.kinds)
         self.cuts = [self._check_layer(layer, 1) for layer in method.cuts(depth)]
         self.edited = [self._check_layer(layer, 0) for layer in method.edited(depth)]
-        read = {layer - 1 for layer in self.cuts} if method.reads else set()
-        self.tapped = [decoder.layers[layer].self_attn for layer in sorted(read | set(self.edited))]
+        self.read = {layer - 1 for layer in self.cuts} if method.reads else set()
+        self.tapped = [decoder.layers[layer].self_attn for layer in sorted(self.read | set(self.edited))]
+        if self.tapped:
+            families.check_attention(model.config, bool(self.edited))
 
-        self.tap = Tap()
+        self._tap, self._runs = Tap(), Runs()
         self._one_reader = threading.Lock()  # prompts are read one at a time, whichever threads generate
-        self._of_thread, self._compiling = ThreadRun(), Run()
-        self._undo: list[Callable[[], None]] = []
-        self._install()
+        self._parameters = list(inspect.signature(model.base_model.forward).parameters)
+        self._undo = ExitStack()
+        try:
+            self._install()
+        except BaseException:
+            self.remove()
+            raise
 
-    def _check_layer(self, layer: int, first: int) -> int:
+    def _check_layer(self, layer: Any, first: int) -> int:
+        if not isinstance(layer, int):
+            raise ValueError(f"{self.method.name}: layer {layer!r} is no whole number")
         if not first <= layer < len(self.kinds):
             raise ValueError(
                 f"{self.method.name}: layer {layer} is out of range, the decoder has {len(self.kinds)} layers: "
@@ -118,47 +81,64 @@ class Pruned:
     # -- coming and going
 
     def _install(self) -> None:
-        forget_compiled(self.given)
-        hook = functools.partial(_hook, self._undo)
-        hook(self.model.register_forward_pre_hook(refuse_labels, with_kwargs=True))
-        hook(self.model.base_model.register_forward_pre_hook(self._on_model, with_kwargs=True))
-        hook(self.decoder.register_forward_pre_hook(self._on_decoder, with_kwargs=True))
-        hook(self.decoder.register_forward_hook(self._on_end, always_call=True))
+        """A call passes the hooks in this order: model, base model, decoder, its layers, and the decoder's end.
+
+        Where two of them are one module, as in a bare text model, the order of registration is the order of the hooks.
+        """
+        compiled.forget_graphs(self.given)
+        base, undo = self.model.base_model, self._undo
+        undo.callback(compiled.forget_graphs, self.given)
+        undo.callback(self._tap.close)
+        undo.callback(self.model.register_forward_pre_hook(refuse_labels, with_kwargs=True).remove)
+        undo.callback(base.register_forward_pre_hook(self._on_model, with_kwargs=True).remove)
+        undo.callback(self.decoder.register_forward_pre_hook(self._on_decoder, with_kwargs=True).remove)
         for layer, module in enumerate(self.decoder.layers):
-            hook(module.register_forward_pre_hook(functools.partial(self._on_layer, layer), with_kwargs=True))
-        self._undo += [families.adapt(self.decoder, self._stage_of_prompt), guard(self.model, self._end), self._end]
+            on_layer = functools.partial(self._on_layer, layer)
+            undo.callback(module.register_forward_pre_hook(on_layer, with_kwargs=True).remove)
+        for module in (self.decoder, base):
+            undo.callback(module.register_forward_hook(self._on_end, always_call=True).remove)
+        undo.callback(families.adapt(self.decoder, self._stage_of_prompt))
+        undo.enter_context(guard(self.model, bool(self.tapped), self._end))
 
     def remove(self) -> None:
-        """Stop pruning; the model is as it was before. Harmless when repeated. The trace stays."""
-        if not self._undo:
-            return
-        while self._undo:
-            self._undo.pop()()
-        forget_compiled(self.given)
+        """Stop pruning; the model is as it was before. Harmless when repeated. The trace stays.
+
+        Waits for a prompt that another thread is reading, up to a minute.
+        """
+        self._end()
+        free = self._one_reader.acquire(timeout=60)
+        try:
+            self._undo.close()
+        finally:
+            if free:
+                self._one_reader.release()
 
     def __enter__(self) -> Pruned:
         return self
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        raise NotImplementedError("a model cannot be copied or pickled while it is pruned: leave `foveate.prune` first")
-
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.remove()
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise NotImplementedError("a model cannot be copied or pickled while it is pruned: leave `foveate.prune` first")
 
     # -- what happens in a forward pass, in this order
 
     def _on_model(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        """Find the visual tokens by their ids."""
-        ids = kwargs.get("input_ids", args[0] if args else None)
-        run = self._run
-        run.found, run.padding = None, padding_of(kwargs.get("attention_mask"))
-        if ids is not None and self.visual is None:
-            if ids.shape[1] > 1:  # a single token is never an image; decode stays free of data-dependent branches
-                run.found = torch.isin(ids, torch.tensor(self.ids, device=ids.device))  # (B, L)
-        elif self.visual is not None:
-            inputs = ids if ids is not None else kwargs["inputs_embeds"]
-            run.found = self._given_visual(inputs, kwargs.get("past_key_values"))
-        elif kwargs.get("inputs_embeds") is not None and kwargs["inputs_embeds"].shape[1] > 1:
+        """Find the visual tokens, by their ids or by the mask that was given."""
+        call = dict(zip(self._parameters, args, strict=False)) | kwargs
+        ids, embeds = call.get("input_ids"), call.get("inputs_embeds")
+        inputs, run = embeds if ids is None else ids, self._runs.current
+        run.found, run.padding = None, padding_of(call.get("attention_mask"))
+        if inputs is None or inputs.shape[1] == 1:
+            return  # a single token is never an image; decode stays free of data-dependent branches
+        if not torch.compiler.is_compiling():
+            compiled.check_layers(self.decoder)
+        if self.visual is not None:
+            run.found = self._given_visual(inputs, call.get("past_key_values"))
+        elif ids is not None:
+            run.found = torch.isin(ids, torch.tensor(self.ids, device=ids.device))  # (B, L)
+        else:
             raise ValueError(
                 "inputs_embeds do not show where the visual tokens are: pass input_ids, or prune(..., visual=mask)"
             )
@@ -174,14 +154,14 @@ class Pruned:
 
     def _on_decoder(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         """Is this a new prompt, or tokens that follow one?"""
-        self._end()
-        run = self._run
+        run = self._runs.current
         visual, padding = run.found, run.padding
-        run.found = run.padding = None
+        self._end()
         cache: Cache | None = kwargs.get("past_key_values")
         prompt = Prompt.held_by(cache)
         if prompt is not None and not torch.compiler.is_compiling() and int(cache.get_seq_length()) == 0:
-            prompt = None  # the cache was reset for another prompt
+            Prompt.forget(cache)  # it was reset
+            prompt = None
         if prompt is not None:
             if visual is not None and visual.any():
                 raise NotImplementedError(
@@ -195,22 +175,20 @@ class Pruned:
         length = visual.shape[1]
         real = torch.ones_like(visual) if padding is None else padding[:, :length].to(visual.device)
         layout = Layout.of(visual, real)
-        facts = [layout.visual.sum(1), (real & ~visual).sum(1), real[:, -1], layout.visual[:, -1]]
-        seen, texts, ends, pictures_end = torch.stack(
-            [fact.long() for fact in facts]
-        ).tolist()  # the one look at the device
+        facts = [layout.visual.sum(1), (real & ~visual).sum(1), real[:, -1].long(), layout.visual[:, -1].long()]
+        visual_counts, text_counts, last_is_real, last_is_visual = torch.stack(facts).tolist()
         prompt, past = Prompt(layout), 0 if cache is None else int(cache.get_seq_length())
         if past == 0:
             self.trace = Trace(prompt, self.model.config, len(self.kinds))
-        if not any(seen):
+        if not any(visual_counts):
             return None
         if past > 0:
             raise NotImplementedError(
                 "visual tokens after cached text: start a new cache with the images in the first prompt"
             )
-        if not all(ends):
+        if not all(last_is_real):
             raise ValueError("padding on the right hides the last prompt token: pad on the left (padding_side='left')")
-        if any(pictures_end):
+        if any(last_is_visual):
             raise ValueError(
                 "the prompt ends in an image, and its last token must not be dropped: put text after the image"
             )
@@ -220,27 +198,33 @@ class Pruned:
                 f"a static cache of {type(self.model).__name__} has one mask for layers of different lengths: "
                 "use the dynamic cache"
             )
+        if self.decoder.training and getattr(self.decoder, "gradient_checkpointing", False) and torch.is_grad_enabled():
+            raise NotImplementedError(
+                "gradient checkpointing runs layers again without the rest of the pass: call model.eval() or "
+                "model.gradient_checkpointing_disable()"
+            )
         self._one_reader.acquire()
-        self._run.reading = True
-        self.tap.open(self.tapped)
-        counts = [image + text for image, text in zip(seen, texts, strict=True)]
-        return Forward(prompt, padding, self.method.start(), counts, texts)
+        self._runs.current.reading = True
+        self._tap.open(self.tapped)
+        counts = [image + text for image, text in zip(visual_counts, text_counts, strict=True)]
+        return Forward(prompt, padding, self.method.start(), counts, text_counts)
 
     def _on_layer(
         self, layer: int, module: nn.Module, args: tuple, kwargs: dict[str, Any]
     ) -> tuple[tuple, dict] | None:
         """Cut what enters the layer, and make mask and rope fit."""
-        forward = self._run.forward
+        forward = self._runs.current.forward
         if forward is None:
             return None
         hidden, cache = args[0], kwargs.get("past_key_values")
         reading = forward.decide is not None
         if reading:
-            if layer in self.cuts and forward.counts != forward.texts:
+            if layer in self.cuts and forward.counts != forward.text_counts:
                 hidden = self._cut(forward, layer, hidden, cache)
+            self._tap.seen = None  # the queries, keys and values of the layer before are read, or never will be
             if layer in self.edited:
                 layout = forward.layout
-                self.tap.edits = lambda device: self.method.edits(layer, layout.to(device))
+                self._tap.edits = lambda device: self.method.edits(layer, layout.to(device))
         else:
             for stage in forward.prompt.stages:
                 if stage.layer == layer:
@@ -257,24 +241,20 @@ class Pruned:
         mask, rope = forward.shared[kind]
         # position_ids: only flash attention reads them, and would take their gaps for packed sequences
         positions = None if reading else kwargs.get("position_ids")
-        return (hidden, *args[1:]), {
-            **kwargs,
-            "attention_mask": mask,
-            "position_embeddings": rope,
-            "position_ids": positions,
-        }
+        fitting = {"attention_mask": mask, "position_embeddings": rope, "position_ids": positions}
+        return (hidden, *args[1:]), kwargs | fitting
 
     def _cut(self, forward: Forward, layer: int, hidden: Tensor, cache: Cache | None) -> Tensor:
         """Ask the method, and drop from `hidden` (B, M, D) what it does not keep."""
-        layout, before = forward.layout.to(hidden.device), forward.stage
-        index = torch.arange(hidden.shape[1], device=hidden.device).expand(len(hidden), -1)  # (B, M)
-        if before is not None:
-            index = before.index.to(hidden.device)
-        seen = self.tap.attention(layout.real)
-        keep = forward.decide(View(layer, layout, index, hidden, seen))
-        if seen is not None:
-            forward.prompt.scored[layer - 1] = seen.scored
-            self.tap.seen = None  # frees that layer's queries, keys and values
+        layout = forward.layout.to(hidden.device)
+        if forward.stage is None:
+            index = torch.arange(hidden.shape[1], device=hidden.device).expand(len(hidden), -1)  # (B, M)
+        else:
+            index = forward.stage.index.to(hidden.device)
+        attention = self._tap.attention(layout.real) if self.method.reads else None
+        keep = forward.decide(View(layer, layout, index, hidden, attention))
+        if attention is not None:
+            forward.prompt.scored[layer - 1] = attention.scored
         if keep is None:
             return hidden
         survivors = layout.real & (keep | ~layout.visual)
@@ -294,15 +274,17 @@ class Pruned:
         """The attention mask of a layer that runs on survivors."""
         stage, length = forward.stage, forward.prompt.length
         if forward.decide is not None:
-            if isinstance(given, Tensor) and given.ndim == 4 and given.shape[-1] == length:
-                return prompt_mask(given, stage.index, stage.valid)
+            if isinstance(given, Tensor) and given.ndim == 4:
+                keys = hidden.shape[1] if cache is None else cache.get_mask_sizes(hidden.shape[1], layer)[0]
+                return prompt_mask(given[..., :length], stage.index, stage.valid, keys)
             real = stage.valid
         else:
             if stage.valid is not None and len(stage.valid) != len(hidden):
                 raise NotImplementedError(
-                    f"a batch of {len(stage.valid)} prompts was pruned and {len(hidden)} rows go on: keep it as it was"
+                    f"{len(stage.valid)} prompts were pruned and {len(hidden)} rows go on: start a new cache for them, "
+                    "or expand the prompts before (num_return_sequences)"
                 )
-            new = hidden.shape[1] + cache.get_seq_length(stage.layer) - stage.index.shape[1]
+            new = hidden.shape[1] + cache.get_seq_length(layer) - stage.index.shape[1]
             if isinstance(new, int):
                 families.check_prompt(self.config, length + new)
             real = stage.real(forward.padding, length, new)
@@ -312,39 +294,14 @@ class Pruned:
         self._end()
 
     def _end(self) -> None:
-        """Leave the decoder, if this thread is in it."""
-        run = self._run
-        run.forward = None
+        """This thread is in no forward pass, or has left it."""
+        run = self._runs.current
+        run.found = run.padding = run.forward = None
         if run.reading:
             run.reading = False
-            self.tap.close()
+            self._tap.close()
             self._one_reader.release()
 
     def _stage_of_prompt(self) -> Stage | None:
-        forward = self._run.forward
+        forward = self._runs.current.forward
         return None if forward is None else forward.stage
-
-    @property
-    def _run(self) -> Run | ThreadRun:
-        """This thread's; a graph that is being compiled has its own, since it cannot look at thread-local things."""
-        return self._compiling if torch.compiler.is_compiling() else self._of_thread
-
-
-def forget_compiled(model: nn.Module) -> None:
-    """Drop the model's compiled graphs: torch.compile does not watch hooks and would reuse one made without them."""
-    if any(is_compiled(module) for module in model.modules()):
-        torch._dynamo.reset()
-
-
-def is_compiled(module: nn.Module) -> bool:
-    """Whether torch.compile was used on this module: on itself, its call, its forward, or by `generate`."""
-    return (
-        "_orig_mod" in module._modules
-        or module._compiled_call_impl is not None
-        or hasattr(vars(module).get("forward"), "_torchdynamo_orig_callable")
-        or "_compiled_call" in vars(module)
-    )
-
-
-def _hook(undo: list[Callable[[], None]], handle: torch.utils.hooks.RemovableHandle) -> None:
-    undo.append(handle.remove)

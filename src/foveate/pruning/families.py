@@ -4,12 +4,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from foveate.pruning.stages import Stage
+
+PREFIX_MODELS = frozenset({"paligemma"})  # every token of the prompt sees all of it
+
+
+def unwrap(model: Any) -> PreTrainedModel:
+    """The transformers model inside what torch.compile or PEFT put around it.
+
+    Raises:
+        ValueError: there is none.
+    """
+    model = getattr(model, "_orig_mod", model)
+    model = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if not isinstance(model, PreTrainedModel):
+        raise ValueError(
+            f"{type(model).__name__} is no transformers model: give the model itself, such as pipe.model or ddp.module"
+        )
+    return model
 
 
 def decoder_of(model: PreTrainedModel) -> PreTrainedModel:
@@ -47,6 +65,23 @@ def layer_kinds(config: PretrainedConfig) -> list[str]:
             "sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"
         ] * config.num_hidden_layers
     return list(kinds)
+
+
+def check_attention(config: PretrainedConfig, edits: bool) -> None:
+    """Refuse attention that a method could not read rows of, or edit.
+
+    Raises:
+        NotImplementedError: the scores are not a plain softmax of QK, or cannot be masked by a tensor.
+    """
+    if getattr(config, "attn_logit_softcapping", None):
+        raise NotImplementedError("softcapped attention is not read: use a method that reads no attention, like VTW")
+    if config._attn_implementation == "flex_attention":
+        raise NotImplementedError("flex attention is not read: load the model with attn_implementation='sdpa'")
+    if edits and config.model_type in PREFIX_MODELS:
+        raise NotImplementedError(
+            f"{config.model_type} reads its prompt in both directions, and VisiPruner's shallow stage is causal: "
+            "leave 'shallow' out of its stages"
+        )
 
 
 def check_prompt(config: PretrainedConfig, length: int) -> None:

@@ -5,35 +5,31 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 
-def guard(model: PreTrainedModel, end: Callable[[], None]) -> Callable[[], None]:
-    """Shadow `generate` and `generate_batch` on this one model with versions that check first; returns the undo.
+def guard(model: PreTrainedModel, rows_matter: bool, end: Callable[[], None]) -> ExitStack:
+    """Shadow `generate` and continuous batching on this one model with versions that check first; closing undoes it.
 
-    The checked `generate` raises NotImplementedError for a prefill in chunks, since a method has to see the whole
-    prompt, and for `use_cache=False`, since every new token would select again. Continuous batching packs all prompts
-    into one row with one length for all layers, so it is refused altogether. `end` is called when `generate` is left.
+    Args:
+        rows_matter: whether the method looks at rows of the prompt, and must not be shown drafted tokens.
+        end: called whenever `generate` is left.
     """
-    undo = []
+    undo = ExitStack()
     if callable(getattr(model, "generate", None)):
-        undo.append(shadow(model, "generate", checked_generate(model, model.generate, end)))
+        undo.callback(shadow(model, "generate", checked_generate(model, model.generate, rows_matter, end)))
     for name in ("generate_batch", "init_continuous_batching"):
         if hasattr(model, name):
-            undo.append(shadow(model, name, refuse_continuous_batching))
-
-    def restore() -> None:
-        for action in undo:
-            action()
-
-    return restore
+            undo.callback(shadow(model, name, refuse_continuous_batching))
+    return undo
 
 
 def checked_generate(
-    model: PreTrainedModel, generate: Callable[..., Any], end: Callable[[], None]
+    model: PreTrainedModel, generate: Callable[..., Any], rows_matter: bool, end: Callable[[], None]
 ) -> Callable[..., Any]:
     signature = inspect.signature(generate)
 
@@ -41,22 +37,42 @@ def checked_generate(
     def checked(*args: Any, **kwargs: Any) -> Any:
         given = signature.bind(*args, **kwargs).arguments
         given |= given.pop("kwargs", {})
-        config = given.get("generation_config") or model.generation_config
-        if given.get("use_cache", getattr(config, "use_cache", None)) is False:
-            raise NotImplementedError("without a KV cache every new token would prune again: set use_cache=True")
-        chunk = given.get("prefill_chunk_size", getattr(config, "prefill_chunk_size", None))
-        prompt = given.get("inputs", given.get("input_ids", given.get("inputs_embeds")))
-        if chunk is not None and (prompt is None or chunk < prompt.shape[1]):
-            raise NotImplementedError(
-                f"prefill_chunk_size={chunk} splits the prompt, and a method has to see all of it: "
-                "set prefill_chunk_size=None"
-            )
+        check_generate(given, given.get("generation_config") or model.generation_config, rows_matter)
         try:
             return generate(*args, **kwargs)
         finally:
             end()  # a hook cannot: torch runs none after a KeyboardInterrupt, and other threads would wait for ever
 
     return checked
+
+
+def check_generate(given: dict[str, Any], config: Any, rows_matter: bool) -> None:
+    """Refuse ways of generating in which a method does not see the prompt, the whole prompt and nothing but the prompt.
+
+    Raises:
+        NotImplementedError: no KV cache, so that every new token would select again; a prefill in chunks; assisted
+            decoding, which reads the prompt together with drafted tokens.
+    """
+
+    def setting(name: str) -> Any:
+        value = given.get(name)
+        return getattr(config, name, None) if value is None else value
+
+    if setting("use_cache") is False:
+        raise NotImplementedError("without a KV cache every new token would prune again: set use_cache=True")
+    chunk = setting("prefill_chunk_size")
+    prompt = given.get("inputs", given.get("input_ids", given.get("inputs_embeds")))
+    if chunk is not None and (prompt is None or chunk < prompt.shape[1]):
+        raise NotImplementedError(
+            f"prefill_chunk_size={chunk} splits the prompt, and a method has to see all of it: "
+            "set prefill_chunk_size=None"
+        )
+    drafts = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp")
+    if rows_matter and (drafting := [name for name in drafts if setting(name)]):
+        raise NotImplementedError(
+            f"assisted decoding ({drafting[0]}) reads the prompt together with drafted tokens, which the method would "
+            "take for the question: generate without it, or use a method that reads no attention, like VTW"
+        )
 
 
 def refuse_continuous_batching(*args: Any, **kwargs: Any) -> None:
@@ -77,13 +93,13 @@ def refuse_labels(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Non
 def shadow(owner: Any, name: str, value: Any) -> Callable[[], None]:
     """Set an attribute on this one object; returns what puts back the state before."""
     absent = object()
-    before = owner.__dict__.get(name, absent)
-    owner.__dict__[name] = value
+    before = vars(owner).get(name, absent)
+    vars(owner)[name] = value
 
     def restore() -> None:
         if before is absent:
-            owner.__dict__.pop(name, None)
+            vars(owner).pop(name, None)
         else:
-            owner.__dict__[name] = before
+            vars(owner)[name] = before
 
     return restore

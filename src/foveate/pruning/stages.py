@@ -1,16 +1,13 @@
-"""What survives of a prompt, from which layer on, and the trace that tells it to the user."""
+"""What survives of a prompt, from which layer on."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
-from itertools import groupby
 
 import torch
 from torch import Tensor
-from transformers import Cache, PretrainedConfig
+from transformers import Cache
 
-from foveate import cost
 from foveate.pruning.layout import Layout
 
 
@@ -60,71 +57,14 @@ class Prompt:
 
     def hold(self, cache: Cache) -> None:
         """Let this cache be known to hold the prompt."""
-        vars(cache)["foveate_prompt"] = self
+        vars(cache)["_foveate_prompt"] = self
 
     @staticmethod
     def held_by(cache: Cache | None) -> Prompt | None:
         """The pruned prompt that a cache holds, if any."""
-        return getattr(cache, "foveate_prompt", None)
+        return getattr(cache, "_foveate_prompt", None)
 
-
-class Trace:
-    """What was kept where in the last prompt, and what that cost.
-
-    Attributes:
-        stages: the cuts in order; empty if nothing was dropped.
-    """
-
-    def __init__(self, prompt: Prompt, config: PretrainedConfig, layers: int):
-        self._prompt, self._config, self._layers = prompt, config, layers
-        self.stages = prompt.stages
-
-    @cached_property
-    def visual(self) -> list[Tensor]:
-        """Per sample all visual positions of the prompt, as columns of `input_ids`."""
-        return [row.nonzero().flatten() for row in self._prompt.layout.visual]
-
-    @cached_property
-    def prompt(self) -> list[int]:
-        """Tokens of each sample's prompt, padding not counted."""
-        return self._prompt.layout.real.sum(1).tolist()
-
-    @cached_property
-    def tokens(self) -> list[list[int]]:
-        """Tokens in each decoder layer, per sample: `tokens[layer][sample]`, padding and filler not counted."""
-        counts, out = self.prompt, []
-        starts = {stage.layer: stage for stage in self.stages}
-        for layer in range(self._layers):
-            if layer in starts:
-                counts = starts[layer].layout.real.sum(1).tolist()
-            out.append(counts)
-        return out
-
-    @property
-    def flops(self) -> int:
-        """Exact FLOPs (two per multiply-add) of decoder and LM head over this prompt, whole batch, scoring included.
-
-        The vision tower is not in it; `foveate.cost.prefill` adds it, given the images.
-        """
-        return cost.prefill(self._config, self.tokens, scored=self._prompt.scored, images=0).total
-
-    @property
-    def dense_flops(self) -> int:
-        """Exact FLOPs of the same with nothing dropped."""
-        return cost.prefill(self._config, [self.prompt] * self._layers, images=0).total
-
-    def __str__(self) -> str:
-        lines = []
-        for sample, total in enumerate(len(row) for row in self.visual):
-            kept = [
-                f"layer {stage.layer}: {len(stage.kept[sample])} of {total} visual tokens kept" for stage in self.stages
-            ]
-            runs = groupby(range(self._layers), key=lambda layer: self.tokens[layer][sample])
-            spans = [(list(layers), count) for count, layers in runs]
-            tokens = ", ".join(f"{span[0]}-{span[-1]}: {count}" for span, count in spans)
-            lines.append(f"sample {sample}: {'; '.join(kept) or 'nothing dropped'} (tokens in layers {tokens})")
-        ratio = self.flops / self.dense_flops
-        lines.append(f"prefill {self.flops / 1e9:.3f} GFLOPs, {ratio:.1%} of dense ({self.dense_flops / 1e9:.3f})")
-        return "\n".join(lines)
-
-    __repr__ = __str__
+    @staticmethod
+    def forget(cache: Cache) -> None:
+        """The cache was emptied for another prompt."""
+        vars(cache).pop("_foveate_prompt", None)

@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from uuid import uuid4
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +53,8 @@ class Attention:
         query, key = take(self.query, index, 2), self.key
         batch, heads, rows, size = query.shape
         query = query.reshape(batch, key.shape[1], -1, size)  # (B, H_kv, H / H_kv * R, d): a group shares its keys
-        scores = (query @ key.mT).view(batch, heads, rows, -1).float() * self.scaling  # (B, H, R, M)
+        # (B, H, R, M), scaled before the product: in float16 it would overflow
+        scores = (query * self.scaling @ key.mT).view(batch, heads, rows, -1).float()
         return scores.masked_fill(~allowed(self.mask, index, key.shape[2]), torch.finfo(scores.dtype).min).softmax(-1)
 
     def received(self, readers: Tensor, itself: bool = True) -> Tensor:
@@ -137,8 +139,10 @@ class Edit:
 
     def values(self, value: Tensor) -> Tensor:
         """The value vectors (B, H, M, d) that the rows really read: the edit of A is one of V, A V' = A' V."""
-        lost = torch.zeros_like(value) if self.into is None else take(value, self.into[:, None], 2).expand_as(value)
-        return torch.where(self.columns[:, None, :, None], lost, value)
+        columns = self.columns[:, None, :, None]
+        if self.into is None:
+            return value.masked_fill(columns, 0.0)
+        return torch.where(columns, take(value, self.into[:, None], 2), value)
 
     def weights(self, weights: Tensor) -> Tensor:
         """The edit of the probabilities (B, H, M, M) themselves."""
@@ -158,7 +162,7 @@ class Tap:
     """
 
     def __init__(self):
-        self.name = f"foveate_{id(self):x}"
+        self.name = f"foveate_{uuid4().hex}"
         self.configs: dict[nn.Module, PretrainedConfig] = {}  # the user's own
         self.reader = 0  # the thread that reads a prompt
         self.edits: Callable[[torch.device], Sequence[Edit]] | None = None  # of the next tapped layer
