@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -53,7 +54,8 @@ class Result:
         """Lower and upper bound of the mean (or of a function of means): percentile bootstrap over samples."""
         drawn = self.draws(what, draws)
         tail = 50 * (1 - level)
-        with np.errstate(invalid="ignore"):
+        with np.errstate(invalid="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # a value that no sample has is nan, which is said enough
             return np.nanpercentile(drawn, tail, axis=0), np.nanpercentile(drawn, 100 - tail, axis=0)
 
     def draws(self, what: Statistic, draws: int = 1000) -> np.ndarray:

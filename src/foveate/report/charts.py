@@ -115,7 +115,8 @@ def table(lines: Sequence[Line]) -> str:
 def interval(line: Line, layer: int) -> str:
     if layer >= len(line.mean) or not known(line.mean[layer]):
         return "-"
-    return f"{line.mean[layer]:.3g} <small>({line.low[layer]:.3g} to {line.high[layer]:.3g})</small>"
+    low, high = (f"{y:.3g}" if known(y) else "?" for y in (line.low[layer], line.high[layer]))
+    return f"{line.mean[layer]:.3g} <small>({low} to {high})</small>"
 
 
 def known(value: float | None) -> bool:
