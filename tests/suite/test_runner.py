@@ -1,11 +1,13 @@
 """Answers, fidelity and costs of real runs, on a tiny random checkpoint with a processor."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import foveate
+import tiny
 from checkpoints import save_llava
 from foveate import ask, cost
 from foveate.methods import VTW, FastV, HiMAP, Random, Uniform, VisiPruner
@@ -160,3 +162,30 @@ def test_timed_rounds_have_every_setting_and_pruning_takes_less_memory(loaded, s
     dense, vtw = journal.memory["dense"], journal.memory["vtw"]
     assert vtw["cache_bytes"] < dense["cache_bytes"] < dense["peak_bytes"]
     assert vtw["peak_bytes"] < dense["peak_bytes"]
+
+
+class Numbers:
+    """A processor that only writes token ids out."""
+
+    tokenizer = SimpleNamespace(pad_token_id=tiny.PAD, eos_token_id=None)
+
+    def batch_decode(self, rows, skip_special_tokens):
+        return [" ".join(map(str, row.tolist())) for row in rows]
+
+
+def test_pictures_of_many_sizes_are_batched_for_a_model_that_takes_them(samples):
+    model = tiny.model("qwen", "sdpa")
+    rows = [tiny.row("qwen", (2, 3), text=6, seed=1), tiny.row("qwen", (4, 2), text=3, seed=2)]
+    items = []
+    for row, sample in zip(rows, samples, strict=False):
+        inputs = tiny.batch(row)
+        images = cost.images_of(model.config, inputs)
+        items.append(runner.Item(sample, inputs, images, len(row.ids), len(row.visual), row.visual[0]))
+    for method in (None, HiMAP(layer2=4)):
+        features: dict = {}
+        both = runner.answer(model, Numbers(), items, method, features, longest=4)
+        assert len(features) == 1  # found by the function that this family encodes pictures with
+        for item, output in zip(items, both, strict=True):
+            (alone,) = runner.answer(model, Numbers(), [item], method, {}, longest=4)
+            assert (output.answer, output.flops, output.visual) == (alone.answer, alone.flops, alone.visual)
+            assert torch.allclose(output.first, alone.first, atol=1e-4)

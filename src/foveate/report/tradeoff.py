@@ -41,7 +41,9 @@ def tradeoff(
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 8), frameon=False, fontsize=9)
     figure.suptitle(title, x=0.01, ha="left", fontsize=12, color=INK)
-    figure.savefig(path, dpi=150)
+    half = path.with_name(f"{path.name}.part")  # the picture is there as a whole or not at all
+    figure.savefig(half, format=path.suffix.lstrip("."), dpi=150)
+    half.replace(path)
 
 
 def styles_of(series: Mapping[str, Sequence[Point]]) -> dict[str, tuple[str, str, str]]:

@@ -14,7 +14,8 @@ from torch.nn.functional import kl_div, log_softmax, pad
 
 import foveate
 from foveate import cost
-from foveate.ask import generate, prepare
+from foveate.ask import prepare
+from foveate.measure import generate
 from foveate.methods import Method, Random
 from foveate.pruning.families import visual_ids
 from foveate.suite.journal import Journal

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 import foveate
-from foveate.ask import cache_bytes, generate, time_one
+from foveate.measure import cache_bytes, generate, time_one
 from foveate.suite.journal import Journal
 from foveate.suite.runner import Item, Setting
 
