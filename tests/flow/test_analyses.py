@@ -117,6 +117,14 @@ def test_windows_are_those_of_each_row_alone(case):
                 check_moved(found, b, (k,), full, slow.knocked(one, edges, set(layers)), prefix=f"{sweep}_")
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_hiding_the_picture_from_a_layer_on_is_withdrawing_it_there(family):
+    model, batch = tiny.model(family, "sdpa"), batch_of(family, "ragged")
+    hidden, gone = flow.windows(model, [batch], sweeps=("last",)), flow.withdrawal(model, [batch])
+    for measure in ("kl", "same", "jaccard"):
+        expect(hidden[f"last_{measure}"], gone[measure], atol=2e-5)
+
+
 def test_merging_is_that_of_each_row_alone(case):
     model, batch, given = case
     found = flow.merging(model, [batch])

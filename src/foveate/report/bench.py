@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from statistics import median
 
 from rich.table import Table
@@ -25,7 +25,7 @@ EQUAL = {"keep": "layer-averaged visual tokens", "flops": "exact prefill FLOPs"}
 def quality_table(report: Report) -> Lines:
     """Scores of every setting on every task, grouped by cost."""
     tasks = list(report.rows[0].cells)
-    table: Lines = [("", "tokens", "FLOPs", *map(short, tasks), "of dense", "95 %")]
+    table: Lines = [("", "tokens", "FLOPs", *tasks, "of dense", "95 %")]
     for row in report.rows:
         scores = (scored(cell) + mark(cell.random) for cell in row.cells.values())
         whole = percent(row.quality) + mark(row.random)
@@ -39,36 +39,39 @@ def point_tables(report: Report) -> dict[str, Lines]:
     tables = {}
     for point in dict.fromkeys(row.setting.point for row in others):
         rows = [dense, *sorted((row for row in others if row.setting.point == point), key=baselines_first)]
+        columns = [column(row, report) for row in rows]
         table: Lines = [("", *(row.setting.label for row in rows))]
-
-        def line(title: str, figure: Callable[[Row], str], table: Lines = table, rows: Sequence[Row] = rows) -> None:
-            table.append((title, *map(figure, rows)))
-
-        line("visual tokens, %", lambda row: percent(row.visual))
-        line("exact FLOPs, %", lambda row: percent(row.flops))
-        for task in dense.cells:
-            line(short(task), lambda row, task=task: scored(row.cells[task]) + mark(row.cells[task].random))
-        line("of dense, %", lambda row: percent(row.quality) + mark(row.random))
-        line("  95 %", between)
-        line("first-token KL", lambda row: number(mean_of(row, "kl"), 3))
-        line("top-1 agreement, %", lambda row: percent(mean_of(row, "top1")))
-        line("same answer, %", lambda row: percent(mean_of(row, "same")))
-        if report.speed:
-            speed = {row.setting.name: report.speed[row.setting.name] for row in rows}
-            whole = speed[dense.setting.name]
-            for title, what in (("first token, faster", "first"), ("each token, faster", "each")):
-                ratios = {name: ratio(getattr(whole, what), getattr(one, what)) for name, one in speed.items()}
-                line(title, lambda row, ratios=ratios: f"{ratios[row.setting.name]['median']:.2f}x")
-                line(
-                    "  middle 80 %",
-                    lambda row, ratios=ratios: "{low:.2f}-{high:.2f}".format(**ratios[row.setting.name]),
-                )
-            line("peak memory", lambda row, speed=speed: si(speed[row.setting.name].peak_bytes, "B"))
-            line("KV cache", lambda row, speed=speed: si(speed[row.setting.name].cache_bytes, "B"))
-        if report.errors:
-            line("failed", lambda row: str(row.errors))
+        table += [(title, *(figures[title] for figures in columns)) for title in columns[0]]
         tables[title_of(point, report)] = table
     return tables
+
+
+def column(row: Row, report: Report) -> dict[str, str]:
+    """All figures of a setting."""
+    figures = {
+        "visual tokens, %": percent(row.visual),
+        "exact FLOPs, %": percent(row.flops),
+        **{task: scored(cell) + mark(cell.random) for task, cell in row.cells.items()},
+        "of dense, %": percent(row.quality) + mark(row.random),
+        "  95 %": between(row),
+        "first-token KL": number(mean_of(row, "kl"), 3),
+        "top-1 agreement, %": percent(mean_of(row, "top1")),
+        "same answer, %": percent(mean_of(row, "same")),
+    }
+    if report.speed:
+        dense, own = report.speed[report.rows[0].setting.name], report.speed[row.setting.name]
+        first, each = ratio(dense.first, own.first), ratio(dense.each, own.each)
+        figures |= {
+            "first token, faster": f"{first['median']:.2f}x",
+            "  first, middle 80 %": f"{first['low']:.2f}-{first['high']:.2f}",
+            "each token, faster": f"{each['median']:.2f}x",
+            "  each, middle 80 %": f"{each['low']:.2f}-{each['high']:.2f}",
+            "peak memory": si(own.peak_bytes, "B"),
+            "KV cache": si(own.cache_bytes, "B"),
+        }
+    if report.errors:
+        figures["failed"] = str(row.errors)
+    return figures
 
 
 def title_of(point: str, report: Report) -> str:
@@ -247,8 +250,3 @@ def number(value: float, digits: int) -> str:
 
 def mark(versus: Versus | None) -> str:
     return MARK if versus is not None and not versus.better else ""
-
-
-def short(task: str) -> str:
-    """The last part of a task's name."""
-    return task.rpartition("/")[2]

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import groupby
 
 WIDTH, HEIGHT = 420, 210
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 22, 28  # margins of the plot
@@ -86,15 +87,14 @@ class Chart:
             name = escape(self.mark[1])
             out.append(f'<text class="tick" x="{WIDTH - RIGHT}" y="{level - 4:.1f}" text-anchor="end">{name}</text>')
         for i, line in enumerate(lines):
-            places = [layer for layer, value in enumerate(line.mean) if known(value)]
-            edge = [(x(k), y(line.high[k])) for k in places if known(line.high[k])]
-            edge += [(x(k), y(line.low[k])) for k in reversed(places) if known(line.low[k])]
             style = f'style="--c:var(--c{i})"'
-            if len(lines) <= MOST_BANDS:
+            for run in runs(line.low, line.high) if len(lines) <= MOST_BANDS else ():
+                edge = [(x(k), y(line.high[k])) for k in run] + [(x(k), y(line.low[k])) for k in reversed(run)]
                 out.append(f'<polygon class="band" {style} points="{path(edge)}"/>')
-            points = [(x(k), y(line.mean[k])) for k in places]
-            out.append(f'<polyline class="line" {style} points="{path(points)}"/>')
-            out += [f'<circle class="dot" {style} cx="{px:.1f}" cy="{py:.1f}" r="2"/>' for px, py in points]
+            for run in runs(line.mean):
+                points = [(x(k), y(line.mean[k])) for k in run]
+                out.append(f'<polyline class="line" {style} points="{path(points)}"/>')
+                out += [f'<circle class="dot" {style} cx="{px:.1f}" cy="{py:.1f}" r="2"/>' for px, py in points]
         out.append(f'<line class="cursor" y1="{TOP}" y2="{HEIGHT - BOTTOM}" x1="0" x2="0"/></svg>')
         return "".join(out)
 
@@ -117,6 +117,12 @@ def interval(line: Line, layer: int) -> str:
         return "-"
     low, high = (f"{y:.3g}" if known(y) else "?" for y in (line.low[layer], line.high[layer]))
     return f"{line.mean[layer]:.3g} <small>({low} to {high})</small>"
+
+
+def runs(*curves: Sequence[float]) -> list[list[int]]:
+    """Stretches of neighbouring layers in which all curves are known."""
+    whole = [layer for layer, values in enumerate(zip(*curves, strict=True)) if all(map(known, values))]
+    return [[layer for _, layer in run] for _, run in groupby(enumerate(whole), key=lambda pair: pair[1] - pair[0])]
 
 
 def known(value: float | None) -> bool:
