@@ -138,7 +138,7 @@ def test_runs_repeat_themselves(llava, picture):
         (["--set", "keep1=much"], 'keep1 takes .*, not "much"'),
         (["--set", "keep1=1.5"], "keep1=1.5"),
         (["--method", "vtw"], r"layer=16.*layers 1 to 5; try --set layer=3"),
-        (["--method", "visipruner", "--set", "shallow=40"], "visipruner.*out of range"),
+        (["--method", "visipruner", "--set", "shallow=40"], "shallow=40 leaves none of 6 layers.*choose 3 or less"),
         (["--model", "no/such/folder"], "no model folder"),
         (["--model", "./missing"], "no model folder"),
         (["--dtype", "float8"], "float32, bfloat16, float16"),

@@ -16,8 +16,8 @@ def prune(model: PreTrainedModel, method: Method | str, visual: Tensor | None = 
             ids = model.generate(**inputs)
         print(pruned.trace)
 
-    Without `with` it lasts until `.remove()`. Nothing is left behind on the model. A KV cache made inside remembers what
-    its layers hold: it has to go on inside (a later `prune` will do) and to keep its rows in their order. A plain
+    Without `with` it lasts until `.remove()`. Nothing is left behind on the model. A KV cache made inside remembers
+    what its layers hold: it has to go on inside (a later `prune` will do) and to keep its rows in their order. A plain
     forward returns logits of the survivors only, the last of them last. A compiled model is compiled anew on entering
     and on leaving, and with it all that the process has compiled.
 
