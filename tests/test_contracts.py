@@ -373,7 +373,7 @@ def test_prompt_lookup_decoding_gives_the_same_tokens_or_is_refused(attention, m
     lookup = {"prompt_lookup_num_tokens": 3, "max_matching_ngram_size": 1}
     with foveate.prune(model, METHODS[method]):
         if METHODS[method].reads:
-            with pytest.raises(NotImplementedError, match="prompt_lookup_num_tokens.*VTW"):
+            with pytest.raises(NotImplementedError, match=r"prompt_lookup_num_tokens.*VTW"):
                 generate(model, tiny.batch(row), **lookup)
         else:
             check_row(generate(model, tiny.batch(row), **lookup), 0, reference(row, method))
