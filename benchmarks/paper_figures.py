@@ -132,9 +132,8 @@ def sums(model: Any, batches: list[flow.Batch]) -> tuple[Figure, Numbers]:
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)
     code, other = kept["code: received"], kept["Eq. 9: sent"]
-    where = {
-        name: round(float((masks * np.arange(total)).sum() / masks.sum() / total), 3) for name, masks in kept.items()
-    }
+    order = np.arange(total) / total  # 0 is the first visual token, 1 the last
+    where = {name: round(float((masks * order).sum() / masks.sum()), 3) for name, masks in kept.items()}
     both = (code & other).sum() / (code | other).sum()
     return figure, {"jaccard_of_kept_tokens": float(both), "mean_place_of_kept_tokens": where, **content_free()}
 

@@ -8,6 +8,7 @@ every attention implementation that the user may have chosen.
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -141,13 +142,15 @@ class Recording:
 
     def visible(self, layer: int) -> Tensor:
         """Which column each row may read in a layer of the dense pass, (B, 1, L, L) bool."""
-        mask = self.given[layer]["attention_mask"]
-        if mask is not None and not isinstance(mask, Tensor):  # flex attention's BlockMask is a function
-            batch, length = self.layout.visual.shape
-            rows, columns = torch.meshgrid(*[torch.arange(length, device=self.logits.device)] * 2, indexing="ij")
-            zero = torch.zeros_like(rows)
-            return torch.stack([mask.mask_mod(zero + b, zero, rows, columns) for b in range(batch)])[:, None]
-        return allowed(mask, self.columns, self.columns.shape[1]).expand(len(self.columns), -1, -1, -1)
+        return self._visible[layer]
+
+    @functools.cached_property
+    def _visible(self) -> list[Tensor]:
+        masks: list[Tensor] = []
+        for layer, given in enumerate(self.given):
+            shared = layer > 0 and given["attention_mask"] is self.given[layer - 1]["attention_mask"]
+            masks.append(masks[-1] if shared else readable(given["attention_mask"], self.columns))
+        return masks
 
     def run(
         self,
@@ -215,6 +218,16 @@ class Recording:
         """Next-token logits (B, V) of the last row of what the last layer put out."""
         head: Any = self.model.get_output_embeddings()
         return head(self.decoder.norm(hidden[:, -1]))
+
+
+def readable(mask: Any, columns: Tensor) -> Tensor:
+    """Which of the `columns` (B, L) each row may read under whatever mask a kernel was given: (B, 1, L, L) bool."""
+    batch, length = columns.shape
+    if mask is None or isinstance(mask, Tensor):
+        return allowed(mask, columns, length).expand(batch, -1, -1, -1)
+    rows, keys = torch.meshgrid(*[columns[0]] * 2, indexing="ij")  # flex attention's BlockMask is a function
+    zero = torch.zeros_like(rows)
+    return torch.stack([mask.mask_mod(zero + b, zero, rows, keys) for b in range(batch)])[:, None]
 
 
 class Before:

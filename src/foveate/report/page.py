@@ -164,7 +164,7 @@ def charts(profile: Mapping[str, Any]) -> list[Chart]:
             "withdrawal",
             lambda: Chart(
                 "The answer stays the same",
-                "Share of unchanged answer tokens after withdrawal at layer K, for each task; intervals in the numbers.",
+                "Share of unchanged answer tokens after withdrawal at layer K, by task; intervals in the numbers.",
                 "share",
                 [Line(task, *(profile["by_task"][task][key] for key in ("mean", "low", "high"))) for task in withdrawn],
             ),
