@@ -54,7 +54,7 @@ def panels(report: Report) -> tuple[dict[str, dict[str, list[tuple[float, float,
 
         def point(row: Row) -> tuple[float, float, float]:
             cell = row.cells[task]
-            if not dense or cell.dense is None:
+            if cell.dense is None:
                 return math.nan, math.nan, math.nan
             low, high = cell.dense.interval
             return cell.score / dense, 1 + low / dense, 1 + high / dense
@@ -63,7 +63,7 @@ def panels(report: Report) -> tuple[dict[str, dict[str, list[tuple[float, float,
 
     found = {"mean over tasks": gather(lambda row: (row.quality, *row.interval))}
     if len(report.rows[0].cells) > 1:
-        found |= {task: gather(of_task(task)) for task in report.rows[0].cells}
+        found |= {task: gather(of_task(task)) for task, cell in report.rows[0].cells.items() if cell.score > 0}
     return found, "exact prefill FLOPs, % of dense" if flops else "layer-averaged visual tokens, % of dense"
 
 
