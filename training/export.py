@@ -41,7 +41,7 @@ def plot(folder: Path) -> None:
         kept = [r for r in rows if name in r]
         right.plot([r["step"] for r in kept], [r[name] for r in kept], label=name, linewidth=1, color=f"C{i}")
     right.set(xlabel="step", ylabel="right answers", ylim=(0, 1))
-    right.legend(loc="lower right", fontsize=7, ncols=2)
+    right.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8, frameon=False)
     figure.savefig(folder / "curves.png", dpi=110)
     plt.close(figure)
 
