@@ -16,7 +16,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import foveate
 import tiny
-from contracts import FEW, METHODS, check_row, generate, reference
+from contracts import ATOL, FEW, METHODS, check_row, generate, reference
+from foveate.pruning import families
+from foveate.pruning.tap import Tap
 
 every_attention = pytest.mark.parametrize("attention", ("sdpa", "eager"))
 two_families = pytest.mark.parametrize("family", ("llava-gqa", "qwen"))
@@ -161,6 +163,42 @@ def test_threads_may_generate_at_once():
     for batch, out in zip(forms, outs, strict=True):
         for b, row in enumerate(batch):
             check_row(out, b, reference(row, "visipruner"))
+
+
+@every_attention
+def test_leaving_waits_for_a_prompt_that_another_thread_reads(attention):
+    model, (row,) = tiny.model("llava-gqa", attention), tiny.forms("llava-gqa")["one"]
+    inputs, inside, go, logits = tiny.batch(row), threading.Event(), threading.Event(), []
+
+    def pause(module, args):
+        inside.set()
+        go.wait(timeout=60)
+
+    other = threading.Thread(target=lambda: logits.append(model(**inputs).logits[0, -1].detach()), daemon=True)
+    with unchanged(model, inputs):
+        with foveate.prune(model, METHODS["himap"]):  # cuts before layers 2 and 5
+            hook = model.get_decoder().layers[3].mlp.register_forward_pre_hook(pause)
+            other.start()
+            assert inside.wait(timeout=60)
+            threading.Timer(0.3, go.set).start()
+        other.join(timeout=60)
+        hook.remove()
+    torch.testing.assert_close(logits[0].double(), reference(row, "himap").logits[0], atol=ATOL, rtol=0)
+
+
+def test_a_failing_install_leaves_nothing(monkeypatch):
+    model, inputs = tiny.model("llava-gqa", "sdpa"), tiny.batch(*tiny.forms("llava-gqa")["one"])
+    with unchanged(model, inputs):
+        monkeypatch.setattr(families, "adapt", raising(RuntimeError("from the test")))
+        with pytest.raises(RuntimeError, match="from the test"):
+            foveate.prune(model, METHODS["himap"])
+        monkeypatch.undo()
+        foveate.prune(model, METHODS["himap"]).remove()  # it is not taken for pruned
+
+
+def test_the_name_of_a_tap_is_never_used_again():
+    """Their objects are gone one by one, and memory addresses come back."""
+    assert len({Tap().name for _ in range(50)}) == 50
 
 
 def test_an_exception_of_the_users_own_code_passes_through():

@@ -48,6 +48,9 @@ class HiMAP(Method):
         check_keep("keep1", self.keep1)
         check_keep("keep2", self.keep2)
         check_choice("deep", self.deep, ("receives", "sends"))
+        for field in ("layer1", "layer2"):
+            if not isinstance(getattr(self, field), int):
+                raise ValueError(f"{field}={getattr(self, field)!r}: give a whole number, the layer of the cut")
         if self.layer2 <= self.layer1:
             raise ValueError(f"layer2={self.layer2} must come after layer1={self.layer1}")
 

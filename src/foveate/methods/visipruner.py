@@ -70,8 +70,9 @@ class VisiPruner(Method):
             if not isinstance(value, int) or value < least:
                 raise ValueError(f"{field}={value!r}: give a whole number, {least} or more")
         for field in ("fire", "influence", "exit"):
-            if not math.isfinite(getattr(self, field)):
-                raise ValueError(f"{field}={getattr(self, field)!r}: give a finite number")
+            value = getattr(self, field)
+            if not isinstance(value, int | float) or not math.isfinite(value):
+                raise ValueError(f"{field}={value!r}: give a finite number")
 
     def edited(self, layers: int) -> range:
         return range(self.shallow if "shallow" in self.stages else 0)

@@ -30,7 +30,7 @@ def unwrap(model: Any) -> PreTrainedModel:
     return model
 
 
-def decoder_of(model: PreTrainedModel) -> PreTrainedModel:
+def decoder_of(model: PreTrainedModel) -> Any:
     """The module whose `layers` the text and visual tokens of a prompt run through.
 
     Raises:
@@ -73,9 +73,10 @@ def check_attention(config: PretrainedConfig, edits: bool) -> None:
     Raises:
         NotImplementedError: the scores are not a plain softmax of QK, or cannot be masked by a tensor.
     """
-    if getattr(config, "attn_logit_softcapping", None):
+    text = config.get_text_config()
+    if getattr(text, "attn_logit_softcapping", None):
         raise NotImplementedError("softcapped attention is not read: use a method that reads no attention, like VTW")
-    if config._attn_implementation == "flex_attention":
+    if text._attn_implementation == "flex_attention":
         raise NotImplementedError("flex attention is not read: load the model with attn_implementation='sdpa'")
     if edits and config.model_type in PREFIX_MODELS:
         raise NotImplementedError(
@@ -104,7 +105,7 @@ def visual_ids(config: PretrainedConfig) -> list[int]:
     return sorted({value for name in names if isinstance(value := getattr(config, name, None), int)})
 
 
-def adapt(decoder: nn.Module, stage: Callable[[], Stage | None]) -> Callable[[], None]:
+def adapt(decoder: Any, stage: Callable[[], Stage | None]) -> Callable[[], None]:
     """Make what a decoder does between its layers right for survivors; returns the undo.
 
     Qwen3-VL (DeepStack) adds visual features to the visual tokens after each of its first layers, at the positions they
