@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -22,7 +24,7 @@ def forget_graphs(model: nn.Module) -> None:
         torch._dynamo.reset()
 
 
-def check_layers(decoder: nn.Module) -> None:
+def check_layers(decoder: Any) -> None:
     """Refuse a decoder that is compiled in parts, where a compiled layer cannot be told what was dropped.
 
     Raises:

@@ -21,7 +21,7 @@ from foveate.pruning.run import Forward, Runs
 from foveate.pruning.stages import Prompt, Stage
 from foveate.pruning.tap import Tap
 from foveate.pruning.trace import Trace
-from foveate.pruning.view import Pruner, View
+from foveate.pruning.view import Decide, Pruner, View
 
 
 class Pruned:
@@ -135,7 +135,7 @@ class Pruned:
         if not torch.compiler.is_compiling():
             compiled.check_layers(self.decoder)
         if self.visual is not None:
-            run.found = self._given_visual(inputs, call.get("past_key_values"))
+            run.found = given_visual(self.visual, inputs, call.get("past_key_values"))
         elif ids is not None:
             run.found = torch.isin(ids, torch.tensor(self.ids, device=ids.device))  # (B, L)
         else:
@@ -143,24 +143,15 @@ class Pruned:
                 "inputs_embeds do not show where the visual tokens are: pass input_ids, or prune(..., visual=mask)"
             )
 
-    def _given_visual(self, inputs: Tensor, cache: Cache | None) -> Tensor | None:
-        batch, length = inputs.shape[:2]
-        if cache is not None and int(cache.get_seq_length()) > 0:
-            return None  # these tokens follow the prompt that was meant
-        if length != self.visual.shape[1] or batch % self.visual.shape[0]:
-            given = tuple(self.visual.shape)
-            raise ValueError(f"visual has the shape {given}, the prompt {batch, length}: give one entry for each token")
-        return self.visual.to(inputs.device).bool().repeat_interleave(batch // self.visual.shape[0], 0)
-
     def _on_decoder(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         """Is this a new prompt, or tokens that follow one?"""
         run = self._runs.current
         visual, padding = run.found, run.padding
         self._end()
         cache: Cache | None = kwargs.get("past_key_values")
-        prompt = Prompt.held_by(cache)
-        if prompt is not None and not torch.compiler.is_compiling() and int(cache.get_seq_length()) == 0:
-            Prompt.forget(cache)  # it was reset
+        prompt = None if cache is None else Prompt.held_by(cache)
+        if cache is not None and prompt is not None and was_reset(cache):
+            Prompt.forget(cache)
             prompt = None
         if prompt is not None:
             if visual is not None and visual.any():
@@ -218,9 +209,9 @@ class Pruned:
             return None
         hidden, cache = args[0], kwargs.get("past_key_values")
         reading = forward.decide is not None
-        if reading:
+        if forward.decide is not None:
             if layer in self.cuts and forward.counts != forward.text_counts:
-                hidden = self._cut(forward, layer, hidden, cache)
+                hidden = self._cut(forward, forward.decide, layer, hidden, cache)
             self._tap.seen = None  # the queries, keys and values of the layer before are read, or never will be
             if layer in self.edited:
                 layout = forward.layout
@@ -229,14 +220,16 @@ class Pruned:
             for stage in forward.prompt.stages:
                 if stage.layer == layer:
                     forward.enter(stage)
-        if forward.stage is None:
+        stage, kind = forward.stage, self.kinds[layer]
+        if stage is None:
             return None
-        kind = self.kinds[layer]
         if kind not in forward.shared:
-            mask = self._mask(forward, kwargs["attention_mask"], layer, hidden, cache)
-            rope = kwargs["position_embeddings"]
+            mask, rope = kwargs["attention_mask"], kwargs["position_embeddings"]
             if reading:
-                rope = tuple(take(x, forward.stage.index, -2) for x in rope)  # survivors keep their positions
+                mask = self._prompt_mask(forward, stage, mask, layer, hidden, cache)
+                rope = tuple(take(x, stage.index, -2) for x in rope)  # survivors keep their positions
+            else:
+                mask = self._later_mask(forward, stage, layer, hidden, cache)
             forward.shared[kind] = mask, rope
         mask, rope = forward.shared[kind]
         # position_ids: only flash attention reads them, and would take their gaps for packed sequences
@@ -244,7 +237,7 @@ class Pruned:
         fitting = {"attention_mask": mask, "position_embeddings": rope, "position_ids": positions}
         return (hidden, *args[1:]), kwargs | fitting
 
-    def _cut(self, forward: Forward, layer: int, hidden: Tensor, cache: Cache | None) -> Tensor:
+    def _cut(self, forward: Forward, decide: Decide, layer: int, hidden: Tensor, cache: Cache | None) -> Tensor:
         """Ask the method, and drop from `hidden` (B, M, D) what it does not keep."""
         layout = forward.layout.to(hidden.device)
         if forward.stage is None:
@@ -252,7 +245,7 @@ class Pruned:
         else:
             index = forward.stage.index.to(hidden.device)
         attention = self._tap.attention(layout.real) if self.method.reads else None
-        keep = forward.decide(View(layer, layout, index, hidden, attention))
+        keep = decide(View(layer, layout, index, hidden, attention))
         if attention is not None:
             forward.prompt.scored[layer - 1] = attention.scored
         if keep is None:
@@ -270,25 +263,28 @@ class Pruned:
             forward.prompt.hold(cache)
         return take(hidden, local, 1)
 
-    def _mask(self, forward: Forward, given: Any, layer: int, hidden: Tensor, cache: Cache | None) -> Tensor | None:
-        """The attention mask of a layer that runs on survivors."""
-        stage, length = forward.stage, forward.prompt.length
-        if forward.decide is not None:
-            if isinstance(given, Tensor) and given.ndim == 4:
-                keys = hidden.shape[1] if cache is None else cache.get_mask_sizes(hidden.shape[1], layer)[0]
-                return prompt_mask(given[..., :length], stage.index, stage.valid, keys)
-            real = stage.valid
-        else:
-            if stage.valid is not None and len(stage.valid) != len(hidden):
-                raise NotImplementedError(
-                    f"{len(stage.valid)} prompts were pruned and {len(hidden)} rows go on: start a new cache for them, "
-                    "or expand the prompts before (num_return_sequences)"
-                )
-            new = hidden.shape[1] + cache.get_seq_length(layer) - stage.index.shape[1]
-            if isinstance(new, int):
-                families.check_prompt(self.config, length + new)
-            real = stage.real(forward.padding, length, new)
-        return causal_mask(self.config, self.kinds[layer], hidden, real, cache, layer)
+    def _prompt_mask(
+        self, forward: Forward, stage: Stage, given: Any, layer: int, hidden: Tensor, cache: Cache | None
+    ) -> Tensor | None:
+        """The attention mask among the survivors of a prompt."""
+        if isinstance(given, Tensor) and given.ndim == 4:
+            keys = hidden.shape[1] if cache is None else cache.get_mask_sizes(hidden.shape[1], layer)[0]
+            return prompt_mask(given[..., : forward.prompt.length], stage.index, stage.valid, keys)
+        return causal_mask(self.config, self.kinds[layer], hidden, stage.valid, cache, layer)
+
+    def _later_mask(self, forward: Forward, stage: Stage, layer: int, hidden: Tensor, cache: Cache) -> Tensor | None:
+        """The attention mask of tokens that follow a prompt, over its survivors and themselves."""
+        if stage.valid is not None and len(stage.valid) != len(hidden):
+            raise NotImplementedError(
+                f"{len(stage.valid)} prompts were pruned and {len(hidden)} rows go on: start a new cache for them, "
+                "or expand the prompts before (num_return_sequences)"
+            )
+        length, new = forward.prompt.length, hidden.shape[1] + cache.get_seq_length(layer) - stage.index.shape[1]
+        if isinstance(new, int):
+            families.check_prompt(self.config, length + new)
+        return causal_mask(
+            self.config, self.kinds[layer], hidden, stage.real(forward.padding, length, new), cache, layer
+        )
 
     def _on_end(self, module: nn.Module, args: tuple, output: Any) -> None:
         self._end()
@@ -305,3 +301,23 @@ class Pruned:
     def _stage_of_prompt(self) -> Stage | None:
         forward = self._runs.current.forward
         return None if forward is None else forward.stage
+
+
+def was_reset(cache: Cache) -> bool:
+    """Whether the cache that held a prompt is empty; a graph that is being compiled adds to one that is not."""
+    return not torch.compiler.is_compiling() and int(cache.get_seq_length()) == 0
+
+
+def given_visual(visual: Tensor, inputs: Tensor, cache: Cache | None) -> Tensor | None:
+    """The user's mask (b, L) of visual positions, for inputs (B, L) or (B, L, D); None if these follow a prompt.
+
+    Raises:
+        ValueError: it does not fit.
+    """
+    batch, length = inputs.shape[:2]
+    if cache is not None and int(cache.get_seq_length()) > 0:
+        return None
+    if length != visual.shape[1] or batch % visual.shape[0]:
+        shape = tuple(visual.shape)
+        raise ValueError(f"visual has the shape {shape}, the prompt {batch, length}: give one entry for each token")
+    return visual.to(inputs.device).bool().repeat_interleave(batch // visual.shape[0], 0)

@@ -20,8 +20,9 @@ def guard(model: PreTrainedModel, rows_matter: bool, end: Callable[[], None]) ->
         end: called whenever `generate` is left.
     """
     undo = ExitStack()
-    if callable(getattr(model, "generate", None)):
-        undo.callback(shadow(model, "generate", checked_generate(model, model.generate, rows_matter, end)))
+    generate: Any = getattr(model, "generate", None)
+    if generate is not None:
+        undo.callback(shadow(model, "generate", checked_generate(model, generate, rows_matter, end)))
     for name in ("generate_batch", "init_continuous_batching"):
         if hasattr(model, name):
             undo.callback(shadow(model, name, refuse_continuous_batching))

@@ -69,10 +69,13 @@ class Layout:
 
     def take(self, index: Tensor, valid: Tensor | None) -> Layout:
         """The layout of the survivors at columns `index` (B, M); False wherever `valid` (B, M) is."""
-        *masks, image = (take(getattr(self, field.name), index, 1) for field in fields(self))
+        left = Layout(*(take(getattr(self, field.name), index, 1) for field in fields(self)))
         if valid is None:
-            return Layout(*masks, image)
-        return Layout(*(mask & valid for mask in masks), image.where(valid, -1))
+            return left
+        visual, system, instruction, answer = (
+            mask & valid for mask in (left.visual, left.system, left.instruction, left.answer)
+        )
+        return Layout(visual, system, instruction, answer, left.image.where(valid, -1))
 
 
 def padding_of(mask: Tensor | dict[str, Tensor | None] | None) -> Tensor | None:

@@ -7,10 +7,11 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 from uuid import uuid4
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import PretrainedConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -163,12 +164,12 @@ class Tap:
 
     def __init__(self):
         self.name = f"foveate_{uuid4().hex}"
-        self.configs: dict[nn.Module, PretrainedConfig] = {}  # the user's own
+        self.configs: dict[Any, PretrainedConfig] = {}  # of each tapped module, the user's own
         self.reader = 0  # the thread that reads a prompt
         self.edits: Callable[[torch.device], Sequence[Edit]] | None = None  # of the next tapped layer
         self.seen: Callable[[Tensor], Attention] | None = None  # of the last tapped layer
 
-    def open(self, modules: Iterable[nn.Module]) -> None:
+    def open(self, modules: Iterable[Any]) -> None:
         """Tap these attention modules for calls from this thread, until `close`."""
         self.close()
         self.reader = threading.get_ident()
@@ -187,7 +188,7 @@ class Tap:
             del ALL_ATTENTION_FUNCTIONS[self.name]
 
     def attend(
-        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs
+        self, module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs
     ) -> tuple[Tensor, Tensor | None]:
         """An attention function of transformers: the user's own, then remember what went in and came out."""
         module = self._untapped(module)
@@ -201,7 +202,7 @@ class Tap:
                 )
         scaling, length = kwargs["scaling"], query.shape[2]
 
-        def first(n: int) -> tuple[Tensor, Tensor | None]:
+        def first(n: int) -> tuple[Tensor, Any]:
             """The user's kernel on the first n tokens of the prompt."""
             part = mask if mask is None else mask[:, :n] if mask.ndim == 2 else mask[..., :n, :n]
             return kernel(module, query[:, :, :n], key[:, :, :n], value[:, :, :n], part, **kwargs)
@@ -221,16 +222,16 @@ class Tap:
         """What the last tapped layer computed over survivors (`real` (B, M) False on filler); None if none was."""
         return None if self.seen is None else self.seen(real)
 
-    def _untapped(self, module: nn.Module) -> nn.Module:
+    def _untapped(self, module: Any) -> Any:
         """The module as kernels should see it, with the user's config; the same parameters."""
         user = copy.copy(module)
         user.config = self.configs.get(module, module.config)
         return user
 
 
-def attention_function(module: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:
+def attention_function(module: Any) -> Callable[..., tuple[Tensor, Tensor | None]]:
     """The kernel that an attention module's config names; "eager" is a function of its modeling file."""
-    eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    eager: Any = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
     return ALL_ATTENTION_FUNCTIONS.get_interface(module.config._attn_implementation, eager)
 
 
