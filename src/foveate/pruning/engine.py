@@ -207,7 +207,8 @@ class Pruned:
         forward = self._runs.current.forward
         if forward is None:
             return None
-        hidden, cache = args[0], kwargs.get("past_key_values")
+        hidden: Tensor = args[0]
+        cache: Any = kwargs.get("past_key_values")
         reading = forward.decide is not None
         if forward.decide is not None:
             if layer in self.cuts and forward.counts != forward.text_counts:
