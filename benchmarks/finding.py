@@ -40,7 +40,7 @@ def three_stages(results: dict[str, Result], profile: dict[str, Any]) -> Figure:
     axes = figure.subplots()
     at = {stage["name"]: stage["layer"] for stage in profile["stages"]}
     edges = [0, at["fusion begins"], at["fusion ends"], at["vision can go"], profile["layers"]]
-    for (name, colour), left, right in zip(STAGES.items(), edges, edges[1:], strict=True):
+    for (name, colour), left, right in zip(STAGES.items(), edges[:-1], edges[1:], strict=True):
         if right > left:
             axes.axvspan(left - 0.5, right - 0.5, color=colour, alpha=0.45, linewidth=0)
             words = {"free": "vision can go", "before": "before fusion", "after": "after fusion"}.get(name, name)
