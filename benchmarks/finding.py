@@ -91,7 +91,8 @@ def tables(profile: dict[str, Any]) -> dict[str, str]:
         interval = f"{layer(s, 'low')} to {layer(s, 'high')}"
         stages.append(f"| {s['name']} | {layer(s, 'layer')} | {interval} | {s['figure']} |")
     claims = ["| paper | claim | here | measured |", "|---|---|---|---|"]
-    claims += [f"| {c['paper']} | {c['text']} | {c['verdict']} | {c['words']} |" for c in profile["claims"]]
+    cells = ([c["paper"], c["text"], c["verdict"], c["words"].replace("|", "\\|")] for c in profile["claims"])
+    claims += [f"| {' | '.join(row)} |" for row in cells]
     by_task = ["| task | " + " | ".join(f"K={k}" for k in range(0, profile["layers"], 2)) + " |"]
     by_task += ["|---" * (1 + len(range(0, profile["layers"], 2))) + "|"]
     for task, curve in profile["by_task"].items():
