@@ -48,8 +48,8 @@ class Pruned:
                 f"{type(model).__name__} has no token id for images in its config: "
                 "say where the visual tokens are with prune(..., visual=mask)"
             )
-        if visual is not None and visual.ndim != 2:
-            raise ValueError(f"visual has the shape {tuple(visual.shape)}: give a bool mask (batch, tokens)")
+        if visual is not None and (not isinstance(visual, Tensor) or visual.ndim != 2):
+            raise ValueError("visual is no (batch, tokens) bool tensor: say for every token whether it is visual")
         depth = len(self.kinds)
         self.cuts = [self._check_layer(layer, 1) for layer in method.cuts(depth)]
         self.edited = [self._check_layer(layer, 0) for layer in method.edited(depth)]
