@@ -6,28 +6,41 @@ the whole). It knows the tokenizer, not the model's insides.
 
 import multiprocessing
 from dataclasses import dataclass
+from functools import cache
 from queue import Empty
 
 import numpy as np
+from PIL import Image
 
-from foveate.suite.questions import TASKS, ask, quarter
-from foveate.suite.scenes import COLOURS, SHAPES, Scene, draw_scene, pictograms
+from foveate.suite.easy_vqa import Asked, easy_vqa
+from foveate.suite.questions import TASKS, Question, ask, quarter
+from foveate.suite.scenes import COLOURS, SHAPES, SIZE, Scene, draw_page, draw_scene, pictograms
 from model import GRID, PATCH
 from tokenizer import ASSISTANT, EOS, ORDINALS
 
 SLOTS = ((14, 16), (2, 32))  # (questions, tokens each) about one picture: short ones, then long ones
-SHORT = ("read", "count", "count", "colour", "colour", "shape", "position", "position", "relation", "name")
+# What is asked about each scene; the first that fit are taken, so what is hard to learn comes first.
+SHORT = (*["read", "relation", "position", "count", "name"] * 2, "relation", "position", "count", "colour", "shape",
+         *["existence"] * 6)  # fmt: skip
+LONG = ("describe", "choice", "choice")
+TEXTS = 0.6  # the share of training scenes with a text in them
 TARGETS = 80  # answer tokens kept per picture
 CHARACTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-TASK_NAMES = tuple(TASKS)
+FILES, RANKS = (
+    "abcdefghijkl",
+    "mnopqrstuvwx",
+)  # as on a chessboard: the column and the row of patches that a centre is in
+TASK_NAMES = (*TASKS, "easy-vqa")
 
 
 @dataclass
 class Batch:
-    """One batch as numpy arrays; B pictures."""
+    """One batch as numpy arrays; B pictures that are asked about, then those to learn letters from."""
 
-    pixels: np.ndarray  # (B, 3, 144, 144) uint8
-    patches: np.ndarray  # (B, 144, groups) int64: the word of each group at each patch, or the group's size for none
+    pixels: np.ndarray  # (B + pages, 3, 144, 144) uint8
+    patches: (
+        np.ndarray
+    )  # (B + pages, 144, groups) int64: the word of each group at each patch, or the group's size for none
     questions: list[np.ndarray] | None = None  # per slot group (B, count, length) int64
     at: np.ndarray | None = None  # (B, TARGETS) where, in the joined question tokens, a next token is asked for
     target: np.ndarray | None = None  # (B, TARGETS) which token, -100 for unused
@@ -44,6 +57,8 @@ def groups() -> dict[str, list[str]]:
         "column": [" left", " right"],
         "character": list(CHARACTERS),
         "place": [f" {o}" for o in ORDINALS],
+        "file": list(FILES),
+        "rank": list(RANKS),
     }
 
 
@@ -61,6 +76,7 @@ def patch_labels(scene: Scene, words: dict[str, list[str]]) -> np.ndarray:
             labels[mine, 1] = words["colour"].index(f" {thing.colour}")
         labels[mine, 2] = words["row"].index(f" {row}")
         labels[mine, 3] = words["column"].index(f" {column}")
+        labels[mine, 6], labels[mine, 7] = (min(GRID - 1, int(GRID * c / SIZE)) for c in thing.centre)
         for k, (character, (left, _, right, _)) in enumerate(thing.letters):
             middle = (np.arange(GRID * GRID) % GRID + 0.5) * PATCH
             under = mine & (middle >= left - 2) & (middle <= right + 2)
@@ -70,28 +86,62 @@ def patch_labels(scene: Scene, words: dict[str, list[str]]) -> np.ndarray:
 
 
 def draw_batch(tokenizer, seed: int, number: int, size: int, most: int, with_questions: bool) -> Batch:
-    """Batch `number` of the run with this seed: scenes number*size .. of the training split."""
-    first = seed * 10**8 + number * size
-    scenes = [draw_scene("train", first + i, most) for i in range(size)]
+    """Batch `number` of the run with this seed: scenes number*size .. of the training split.
+
+    Without questions every other picture is a page of texts. With questions every eighth is one of easy-VQA's train
+    split, whose patches are not taught; one of sixteen is blanked after it was asked about, so that what is answered
+    without a picture is the commonest answer; and size // 2 pages, of which nothing is asked, come on top.
+    """
+    seeds = range(seed * 10**8 + number * size, seed * 10**8 + (number + 1) * size)
+    easy = size // 8 if with_questions else 0
+    scenes = [
+        draw_page("train", s) if not with_questions and s % 2 else draw_scene("train", s, most, TEXTS)
+        for s in seeds[: size - easy]
+    ]
     words = groups()
-    pixels = np.stack([np.asarray(s.picture) for s in scenes]).transpose(0, 3, 1, 2)
-    batch = Batch(np.ascontiguousarray(pixels), np.stack([patch_labels(s, words) for s in scenes]))
+    pixels, patches = [np.asarray(s.picture) for s in scenes], [patch_labels(s, words) for s in scenes]
+    rng = np.random.default_rng([3, seed, number])
+    asked = [_about(scene, rng) for scene in scenes] if with_questions else []
+    for i in range(size // 16 if with_questions else 0):
+        pixels[i] = np.broadcast_to(rng.integers(0, 256, 3, np.uint8), pixels[i].shape)
+        patches[i] = np.full_like(patches[i], -1)
+    for _ in range(easy):
+        shown = _easy_vqa()[rng.integers(len(_easy_vqa()))]
+        pixels.append(np.asarray(shown.picture().resize((SIZE, SIZE), Image.Resampling.BILINEAR)))
+        patches.append(np.full_like(patches[0], -1))
+        questions = [Question("easy-vqa", q, (answer,)) for q, answer in shown.questions]
+        rng.shuffle(questions)
+        asked.append((questions, questions[::-1]))
+    for s in seeds[: size // 2] if with_questions else []:
+        page = draw_page("train", s)
+        pixels.append(np.asarray(page.picture))
+        patches.append(patch_labels(page, words))
+    batch = Batch(np.ascontiguousarray(np.stack(pixels).transpose(0, 3, 1, 2)), np.stack(patches))
     if with_questions:
-        _write_questions(batch, scenes, tokenizer, np.random.default_rng([3, seed, number]))
+        _write_questions(batch, asked, tokenizer, rng)
     return batch
 
 
-def _write_questions(batch: Batch, scenes: list[Scene], tokenizer, rng: np.random.Generator) -> None:
-    size, slots = len(scenes), sum(count for count, _ in SLOTS)
+@cache
+def _easy_vqa() -> list[Asked]:
+    return easy_vqa("train")
+
+
+def _about(scene: Scene, rng: np.random.Generator) -> tuple[list[Question], list[Question]]:
+    """Short and long questions about a scene."""
+    return ask(scene, rng, SHORT), ask(scene, rng, LONG)
+
+
+def _write_questions(batch: Batch, asked, tokenizer, rng: np.random.Generator) -> None:
+    """Fills the arrays of a batch with the (short, long) questions of each picture, as many as there are slots."""
+    size, slots = len(asked), sum(count for count, _ in SLOTS)
     batch.questions = [np.zeros((size, count, length), np.int64) for count, length in SLOTS]
     batch.at, batch.asked = np.zeros((size, TARGETS), np.int64), np.zeros((size, TARGETS), np.int64)
     batch.target, batch.tasks = np.full((size, TARGETS), -100, np.int64), np.full((size, slots), -1, np.int64)
     assistant = tokenizer.convert_tokens_to_ids(ASSISTANT)
-    for b, scene in enumerate(scenes):
-        short = ask(scene, rng, (*SHORT, *["existence"] * 9))
-        long = ask(scene, rng, ("describe", "choice", "choice"))
+    for b, (short, long) in enumerate(asked):
         texts = []
-        for q in short + long:
+        for q in (*short, *long):
             said = q.question.capitalize() if rng.random() < 0.3 else q.question
             texts.append(f"\n{said} {ASSISTANT} {q.answers[0]}{EOS}")
         ids = tokenizer(texts, add_special_tokens=False).input_ids

@@ -23,7 +23,8 @@ def orthogonalise(stack: torch.Tensor, steps: int = 5) -> torch.Tensor:
 class Optimiser:
     """`named`: the trained parameters by name; those in `matrices` are Muon's, the others AdamW's.
 
-    `share` gives some of them less than the full learning rate: a factor by name.
+    `share` gives some of them less than the full learning rate: a factor by name. `scaled` holds how much smaller a
+    parameter has been made (`scale`), and its learning rate with it; it is part of the state.
     """
 
     def __init__(self, named, matrices, share=None, muon_lr=0.02, adam_lr=2e-3, momentum=0.95, betas=(0.9, 0.95)):
@@ -36,6 +37,7 @@ class Optimiser:
             self.shapes.setdefault(tuple(self.master[n].shape), []).append(n)
         self.muon_lr, self.adam_lr, self.momentum, self.betas = muon_lr, adam_lr, momentum, betas
         self.share = dict.fromkeys(self.named, 1.0) | (share or {})
+        self.scaled = dict.fromkeys(self.named, 1.0)
         self.count = 0
 
     @torch.no_grad()
@@ -50,7 +52,7 @@ class Optimiser:
             scale = self.muon_lr * rate * max(1.0, rows / columns) ** 0.5
             for n, m, u in zip(names, moment, update, strict=True):
                 self.first[n].copy_(m)
-                self.master[n].sub_(u, alpha=scale * self.share[n])
+                self.master[n].sub_(u, alpha=scale * self.share[n] * self.scaled[n])
         names = list(self.second)
         grad = [self.named[n].grad.float() for n in names]
         first, second = [self.first[n] for n in names], [self.second[n] for n in names]
@@ -62,11 +64,18 @@ class Optimiser:
         torch._foreach_add_(root, 1e-8)
         size = -self.adam_lr * rate / (1 - self.betas[0] ** self.count)
         update = torch._foreach_div(first, root)
-        torch._foreach_mul_(update, [size * self.share[n] for n in names])
+        torch._foreach_mul_(update, [size * self.share[n] * self.scaled[n] for n in names])
         torch._foreach_add_([self.master[n] for n in names], update)
         for n, p in self.named.items():
             p.copy_(self.master[n])
             p.grad = None
+
+    @torch.no_grad()
+    def scale(self, name: str, factor: float) -> None:
+        """Makes a parameter smaller or larger, and its steps in proportion."""
+        self.master[name].mul_(factor)
+        self.named[name].copy_(self.master[name])
+        self.scaled[name] *= factor
 
     def state(self) -> dict:
         return {
@@ -74,7 +83,7 @@ class Optimiser:
             "first": self.first,
             "second": self.second,
             "count": self.count,
-            "share": self.share,
+            "scaled": self.scaled,
         }
 
     @torch.no_grad()
@@ -83,10 +92,11 @@ class Optimiser:
         for n, saved in state["master"].items():
             if n in self.master:
                 self.master[n].copy_(saved)
+                self.scaled[n] = state["scaled"][n]
         for n, p in self.named.items():
             p.copy_(self.master[n])
         if moments:
             for kind in ("first", "second"):
                 for n, saved in state[kind].items():
                     getattr(self, kind)[n].copy_(saved)
-            self.count, self.share = state["count"], state["share"]
+            self.count = state["count"]

@@ -26,10 +26,12 @@ from optimiser import Optimiser
 from tokenizer import IMAGE, SYSTEM, USER, make_processor, run_tokenizer
 
 RUNS = Path(__file__).parent / "runs"
-# Long answers have many tokens, hard at first: at full weight their noise would drown the rest. What is learnt early
-# gets less, what comes late more.
-LATE, EARLY, LONG = {"position": 2.0, "name": 2.0, "count": 1.5, "relation": 1.0}, 0.6, {"read": 0.2, "describe": 0.15}
+# What is learnt early gets less, what comes late more. Long answers have many tokens, hard at first: at full weight
+# their noise would drown the rest.
+LATE, EARLY = dict.fromkeys(("position", "name", "count", "relation"), 1.5), 0.4
+LONG = {"choice": 0.6, "read": 0.7, "describe": 0.3}
 TASK_WEIGHTS = [(LATE | LONG).get(task, EARLY) for task in data.TASK_NAMES]
+TOWER_SHARE = 0.25  # of the learning rate, for the tower and the projector in the phase of the whole
 
 
 class Mini(torch.nn.Module):
@@ -49,19 +51,20 @@ class Mini(torch.nn.Module):
     def patch_loss(self, features, labels):
         """Each projected patch must name, through the word embeddings, what it shows; also the accuracy per group.
 
-        features (B, 144, D); labels (B, 144, groups). Patches of the background count a fifth.
+        features (B, 144, D); labels (B, 144, groups). Patches of the background count a fifth, those of -1 nothing.
         """
         words = self.llava.model.language_model.embed_tokens.weight
         known = rms_norm(features, torch.ones_like(features[0, 0]), 1e-5)
         logits = (known @ torch.cat([words[self.taught], self.none]).T).float()
         total, right, start = 0.0, [], 0
-        weight = torch.where(labels[..., 0] < self.group_sizes[0], 1.0, 0.2)
+        weight = torch.where(labels[..., 0] < self.group_sizes[0], 1.0, 0.2) * (labels[..., 0] >= 0)
+        labels = labels.clamp(min=0)
         for g, size in enumerate(self.group_sizes):
             none = logits[..., len(self.taught) + g, None]
             some = torch.cat([logits[..., start : start + size], none], dim=-1)
             loss = F.cross_entropy(some.flatten(0, 1), labels[..., g].flatten(), reduction="none")
             total = total + (loss.view_as(weight) * weight).mean()
-            shown = labels[..., g] < size
+            shown = (labels[..., g] < size) & (weight > 0)
             right.append(((some.argmax(-1) == labels[..., g]) & shown).sum() / shown.sum().clamp(min=1))
             start += size
         return total, torch.stack(right)
@@ -74,7 +77,7 @@ class Mini(torch.nn.Module):
         """The second phase: (loss, accuracy per group, which answer tokens (B, TARGETS) are right)."""
         features = see(self.llava, self.normalise(pixels))
         patch_loss, right = self.patch_loss(features, labels)
-        hidden = read(self.llava, self.system, features, [short, long])
+        hidden = read(self.llava, self.system, features[: len(short)], [short, long])
         hidden = torch.cat([h.flatten(1, 2) for h in hidden], dim=1)
         hidden = hidden.gather(1, at[..., None].expand(-1, -1, hidden.shape[-1]))
         logits = (hidden @ self.llava.model.language_model.embed_tokens.weight.T).float()
@@ -86,17 +89,29 @@ class Mini(torch.nn.Module):
         return pixels.to(self.none.dtype) / 127.5 - 1
 
 
-def optimiser_for(mini: Mini, phase: str) -> Optimiser:
-    """The first phase has high rates; in the second, what it has taught moves at a quarter of the rate."""
-    inside = ("vision_tower", "multi_modal_projector", "embed_tokens", "none")
+def optimiser_for(mini: Mini, phase: str, words: bool = True) -> Optimiser:
+    """The tower's phase has high rates; with the whole, what it has taught moves at a part of the rate.
+
+    Without `words` the tower learns to speak in the words as they are: those that a trained decoder hangs on.
+    """
+    inside = ("vision_tower", "multi_modal_projector", "none", *(["embed_tokens"] if words else []))
     named = {n: p for n, p in mini.named_parameters() if phase == "whole" or any(part in n for part in inside)}
     named = {n: p for n, p in named.items() if "post_layernorm" not in n}  # LLaVA takes the features before it
     special = ("embed_tokens", "position_embedding", "none")
     matrices = [n for n, p in named.items() if p.ndim == 2 and not any(s in n for s in special)]
     if phase == "tower":
         return Optimiser(named, matrices, muon_lr=0.02, adam_lr=2e-3)
-    share = {n: 0.25 for n in named if "vision_tower" in n or "multi_modal_projector" in n}
+    share = {n: TOWER_SHARE for n in named if "vision_tower" in n or "multi_modal_projector" in n}
     return Optimiser(named, matrices, share, muon_lr=0.012, adam_lr=1.5e-3)
+
+
+@torch.no_grad()
+def begin(mini: Mini, states: list[dict]) -> None:
+    """The weights of other phases, also those that this phase leaves as they are."""
+    named = dict(mini.named_parameters())
+    for state in states:
+        for n, saved in state["master"].items():
+            named[n].copy_(saved)
 
 
 @torch.no_grad()
@@ -110,9 +125,7 @@ def settle(mini: Mini, optimiser: Optimiser, pixels) -> None:
     factor = 0.3 / features.pow(2).mean().sqrt().item()
     for n in optimiser.master:
         if "multi_modal_projector.linear_2" in n:
-            optimiser.master[n].mul_(factor)
-            optimiser.named[n].copy_(optimiser.master[n])
-            optimiser.share[n] *= factor
+            optimiser.scale(n, factor)
 
 
 def rate(step: int, steps: int, decay: float) -> float:
@@ -121,24 +134,30 @@ def rate(step: int, steps: int, decay: float) -> float:
 
 
 def run(
-    phase, tokenizer, steps, folder, *, batch=16, seed=0, start_from=None, simple=0, workers=1, decay=0.5, device="cpu",
+    phase, tokenizer, steps, folder, *, batch=16, seed=0, start=(), simple=0, workers=1, decay=0.5, device="cpu",
     dtype=torch.bfloat16, compiled=True, save_every=100, log_every=20, stop_at=None, patch_weight=0.3, sizes=None,
 ):  # fmt: skip
-    """Trains one phase and returns the `Mini`; checkpoints, log.jsonl and curves.png go to `folder`."""
+    """Trains one phase and returns the `Mini`; checkpoints, log.jsonl and curves.png go to `folder`.
+
+    `start`: checkpoints of other phases, whose weights it begins with; a later one replaces what both hold.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     mini = Mini(tokenizer, seed=seed, **(sizes or {})).to(device, dtype)
-    optimiser = optimiser_for(mini, phase)
+    start = [torch.load(path, map_location=device)["optimiser"] for path in start]
+    begin(mini, start)
+    optimiser = optimiser_for(mini, phase, words=not start)
     checkpoint, step, spent = folder / "checkpoint.pt", 0, 0.0
     if checkpoint.exists():
         saved = torch.load(checkpoint, map_location=device)
         optimiser.load(saved["optimiser"])
         torch.set_rng_state(saved["rng"].cpu())
         step, spent = saved["step"], saved["seconds"]
-    elif start_from:
-        optimiser.load(torch.load(start_from, map_location=device)["optimiser"], moments=False)
-        settle(
-            mini, optimiser, torch.from_numpy(data.draw_batch(tokenizer, seed, 0, batch, 6, False).pixels).to(device)
-        )
+    elif start:
+        for state in start:
+            optimiser.load(state, moments=False)
+        if phase == "whole":
+            pixels = data.draw_batch(tokenizer, seed, 0, batch, 6, False).pixels
+            settle(mini, optimiser, torch.from_numpy(pixels).to(device))
     if phase == "tower":  # what stays as it is has no optimiser, but a checkpoint holds everything that matters
         for n, p in mini.named_parameters():
             p.requires_grad_(n in optimiser.named)
@@ -215,18 +234,19 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--patch-weight", type=float, default=0.3)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--start", nargs="+", help="folders under training/runs whose weights it begins with")
     parser.add_argument("--name", help="folder under training/runs (default: the phase)")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     tokenizer = run_tokenizer(RUNS / "tokenizer")
     folder = RUNS / (options.name or options.phase)
-    first = RUNS / "tower" / "checkpoint.pt"
     tower = options.phase == "tower"
+    start = options.start if options.start is not None else [] if tower else ["tower"]
     mini = run(
         options.phase, tokenizer, options.steps, folder,
         batch=options.batch or (32 if tower else 16), seed=options.seed, decay=options.decay,
         simple=options.simple if options.simple is not None else 0 if tower else 400, patch_weight=options.patch_weight,
-        start_from=None if tower else first, workers=options.workers, device=options.device,
+        start=[RUNS / name / "checkpoint.pt" for name in start], workers=options.workers, device=options.device,
     )  # fmt: skip
     if not tower:
         export(mini.llava, make_processor(tokenizer), folder / "mini")

@@ -108,13 +108,28 @@ def withheld(name: str, x: float, y: float, size: int) -> bool:
     return 40 <= size < 44 or ninth == (7 * list(pictograms()).index(name) + 3) % 9
 
 
-def draw_scene(split: str, seed: int, most: int = 6) -> Scene:
-    """Draws scene `seed` of a split, with one to `most` things (fewer where one does not fit)."""
+def draw_scene(split: str, seed: int, most: int = 6, texts: float = 0.4) -> Scene:
+    """Draws scene `seed` of a split, with one to `most` things (fewer where one does not fit).
+
+    A scene holds a text with the probability `texts`.
+    """
     rng, open_to_all = stream(split, seed)
-    background, canvas, tones = _background(rng)
+    ground = _background(rng)
+    return _composed(rng, ground, _cast(rng, int(rng.integers(1, most + 1)), texts), open_to_all)
+
+
+def draw_page(split: str, seed: int) -> Scene:
+    """A picture of two to eight texts and nothing else (fewer where one does not fit), to learn letters from."""
+    rng, open_to_all = stream(split, seed)
+    ground = _background(rng)
+    return _composed(rng, ground, [("text", _string(rng), None) for _ in range(rng.integers(2, 9))], open_to_all)
+
+
+def _composed(rng: np.random.Generator, ground, wanted: list[tuple[str, str, str | None]], open_to_all: bool) -> Scene:
+    """Puts what is wanted, one after the other, where there is room on the ground."""
+    background, canvas, tones = ground
     owner = np.full((SIZE, SIZE), -1, np.int8)
     things: list[Thing] = []
-    wanted = _cast(rng, int(rng.integers(1, most + 1)))
     for kind, name, colour in wanted:
         for _ in range(25):
             if kind == "shape":
@@ -150,7 +165,7 @@ def draw_scene(split: str, seed: int, most: int = 6) -> Scene:
     return Scene(canvas, tuple(things), background, owner)
 
 
-def _cast(rng: np.random.Generator, count: int) -> list[tuple[str, str, str | None]]:
+def _cast(rng: np.random.Generator, count: int, texts: float) -> list[tuple[str, str, str | None]]:
     """What a scene shall hold: (kind, name, colour or None for any). A third of the scenes repeat one name."""
     names = list(pictograms())
     popular = set(popular_pictograms())
@@ -164,7 +179,7 @@ def _cast(rng: np.random.Generator, count: int) -> list[tuple[str, str, str | No
         weight = np.array([3.0 if name in popular else 1.0 for name in pool])
         return "pictogram", pool[rng.choice(len(pool), p=weight / weight.sum())], None
 
-    text = [("text", _string(rng), None)] if rng.random() < 0.4 else []
+    text = [("text", _string(rng), None)] if rng.random() < texts else []
     if rng.random() < 0.35 and count > 1:
         repeats = int(rng.integers(2, count + 1))
         chosen = one()
