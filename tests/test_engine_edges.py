@@ -4,6 +4,7 @@ import copy
 from typing import Any
 
 import cost_families
+import tiny_families
 import pytest
 import torch
 import transformers
@@ -187,7 +188,7 @@ def test_a_score_that_is_no_number_never_wins():
     nan = float("nan")
     score = torch.tensor([[nan, 3.0, nan, 1.0, 2.0, 9.0], [nan, nan, -torch.inf, 1.0, nan, 0.0]])
     among = torch.tensor([[True] * 5 + [False]] * 2)
-    kept = highest(score, among, keep=2)
+    kept = highest(score, among, counts=[2, 2])
     assert kept[0].nonzero().flatten().tolist() == [1, 4]
     assert kept[1, 3] and kept.sum(1).tolist() == [2, 2]
 

@@ -35,8 +35,9 @@ def critical(
     def of_batch(batch: Batch) -> dict[str, Any]:
         visual = batch.layout(model).visual
         _, seen = observe(model, batch, lambda layer, attention: attention.influence())
+        tops = [min(top, total) for total in visual.sum(1).tolist()]
         found = [of_layer(cosine, norm, visual.to(norm.device), fire, influence) for cosine, norm in seen]
-        leading = [highest(norm, visual.to(norm.device), top) for _, norm in seen]  # (B, L) bool each
+        leading = [highest(norm, visual.to(norm.device), tops) for _, norm in seen]  # (B, L) bool each
         focus = [jaccard(a, b) for a, b in pairwise(leading)]
         return {
             **{key: [layer[key] for layer in found] for key in found[0]},

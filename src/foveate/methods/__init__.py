@@ -6,6 +6,7 @@ from foveate.methods.base import Method
 from foveate.methods.fastv import FastV
 from foveate.methods.himap import HiMAP
 from foveate.methods.random import Random
+from foveate.methods.share import Share
 from foveate.methods.uniform import Uniform
 from foveate.methods.visipruner import VisiPruner
 from foveate.methods.vtw import VTW
@@ -24,4 +25,4 @@ def by_name(name: str) -> type[Method]:
     return METHODS[name]
 
 
-__all__ = ["METHODS", "VTW", "FastV", "HiMAP", "Method", "Random", "Uniform", "VisiPruner", "by_name"]
+__all__ = ["METHODS", "VTW", "FastV", "HiMAP", "Method", "Random", "Share", "Uniform", "VisiPruner", "by_name"]

@@ -6,13 +6,14 @@ An Image is Worth 1/2 Tokens After Layer 2: Plug-and-Play Inference Acceleration
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from foveate.methods.base import Keep, Method, check_choice, check_keep, highest, kept
-from foveate.pruning.view import View
+from foveate.methods.base import Keep, Method, best, check_choice, check_keep, kept
+from foveate.pruning.view import Selection, View
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class FastV(Method):
 
     Attributes:
         layer: the first layer without the dropped tokens (published: 2 for LLaVA-1.5-7B, 3 for 13B).
-        keep: fraction (or count) of the visual tokens kept.
+        keep: fraction (or count) of the visual tokens kept, or the `Share` of the score that they carry.
         rows: "last" is the released code; "all" is the paper's text, what the token receives from all other
             tokens.
     """
@@ -44,15 +45,15 @@ class FastV(Method):
     def cuts(self, layers: int) -> tuple[int, ...]:
         return (self.layer,)
 
-    def decide(self, view: View) -> Tensor:
+    def decide(self, view: View) -> Tensor | Selection:
         if self.rows == "last":
             score = view.attention.last().mean(1)  # (B, M)
         else:
-            score = view.attention.received(view.layout.real, itself=False)
-        return highest(score, view.visual, self.keep)
+            score = view.attention.received(view.layout.real, view.counts.real, itself=False)
+        return best(view, score, self.keep)
 
     def schedule(self, layers: int, visual: int) -> list[tuple[int, int]]:
         return [(self.layer, kept(self.keep, visual))]
 
-    def scored(self, layers: int, visual: int, instruction: int, prompt: int) -> dict[int, int]:
+    def scored(self, visual: Sequence[int], instruction: int, prompt: int) -> dict[int, int]:
         return {self.layer - 1: 1 if self.rows == "last" else prompt}

@@ -6,13 +6,14 @@ Lifting the Veil on Visual Information Flow in MLLMs: Unlocking Pathways to Fast
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from foveate.methods.base import Keep, Method, check_choice, check_keep, highest, kept
-from foveate.pruning.view import View
+from foveate.methods.base import Keep, Method, best, check_choice, check_keep, kept
+from foveate.pruning.view import Selection, View
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,8 @@ class HiMAP(Method):
     visual rows i of A[i, v] in layer `layer2 - 1`. A is the mean over heads.
 
     Attributes:
-        layer1, keep1: where the first cut is, and the fraction (or count) of the visual tokens it keeps.
+        layer1, keep1: where the first cut is, and the fraction (or count) of the visual tokens it keeps, or the
+            `Share` of the score that they carry; `keep2` likewise.
         layer2, keep2: where the second cut is (published: 8 for short answers, 15 for open ones), and the fraction
             (or count) of the survivors it keeps.
         deep: "receives" is the released code and the paper's sentence, the attention that v gets; "sends" is Eq. 9 as
@@ -57,21 +59,21 @@ class HiMAP(Method):
     def cuts(self, layers: int) -> tuple[int, ...]:
         return (self.layer1, self.layer2)
 
-    def decide(self, view: View) -> Tensor:
-        visual, attention = view.visual, view.attention
+    def decide(self, view: View) -> Tensor | Selection:
+        visual, counts, attention = view.visual, view.counts, view.attention
         if view.layer == self.layer1:
-            return highest(attention.received(view.layout.instruction), visual, self.keep1)
+            return best(view, attention.received(view.layout.instruction, counts.instruction), self.keep1)
         if self.deep == "sends":
-            return highest(attention.sent(visual, to=visual), visual, self.keep2)
-        score = attention.received(visual)  # (B, M)
+            return best(view, attention.sent(visual, counts.visual, to=visual), self.keep2)
+        score = attention.received(visual, counts.visual)  # (B, M)
         if self.causal_normalised:
             readers = visual.flip(1).cumsum(1).flip(1).clamp_min(1)  # (B, M): visual rows from here on
             score = score / readers
-        return highest(score, visual, self.keep2)
+        return best(view, score, self.keep2)
 
     def schedule(self, layers: int, visual: int) -> list[tuple[int, int]]:
         first = kept(self.keep1, visual)
         return [(self.layer1, first), (self.layer2, kept(self.keep2, first))]
 
-    def scored(self, layers: int, visual: int, instruction: int, prompt: int) -> dict[int, int]:
-        return {self.layer1 - 1: instruction, self.layer2 - 1: kept(self.keep1, visual)}
+    def scored(self, visual: Sequence[int], instruction: int, prompt: int) -> dict[int, int]:
+        return {self.layer1 - 1: instruction, self.layer2 - 1: visual[self.layer2 - 1]}

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
-from foveate.methods.base import Keep, Method, check_keep, kept
-from foveate.pruning.view import View
+from foveate.methods.base import Keep, Method, at_places, check_keep, kept
+from foveate.pruning.view import Selection, View
 
 
 @dataclass(frozen=True)
@@ -33,19 +32,19 @@ class Random(Method):
     url: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
-        check_keep("keep", self.keep)
+        check_keep("keep", self.keep, scores=False)
 
     def cuts(self, layers: int) -> tuple[int, ...]:
         return (self.layer,)
 
-    def decide(self, view: View) -> Tensor:
-        keep = torch.zeros_like(view.visual)
-        for row, visual in zip(keep, view.visual, strict=True):
-            columns = visual.nonzero().flatten()  # (n,)
+    def decide(self, view: View) -> Selection:
+        totals = view.counts.visual
+        counts = [kept(self.keep, total) for total in totals]
+        drawn = torch.zeros(len(totals), max(totals), dtype=torch.bool)  # (B, n), by place in the image
+        for row, total, count in zip(drawn, totals, counts, strict=True):
             generator = torch.Generator().manual_seed(self.seed)
-            drawn = torch.randperm(len(columns), generator=generator)[: kept(self.keep, len(columns))]
-            row[columns[drawn.to(columns.device)]] = True
-        return keep
+            row[torch.randperm(total, generator=generator)[:count]] = True
+        return Selection(at_places(view.visual, drawn), counts)
 
     def schedule(self, layers: int, visual: int) -> list[tuple[int, int]]:
         return [(self.layer, kept(self.keep, visual))]

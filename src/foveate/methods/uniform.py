@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
-from foveate.methods.base import Keep, Method, check_keep, kept
-from foveate.pruning.view import View
+from foveate.methods.base import Keep, Method, at_places, check_keep, kept
+from foveate.pruning.view import Selection, View
 
 
 @dataclass(frozen=True)
@@ -29,21 +28,18 @@ class Uniform(Method):
     url: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
-        check_keep("keep", self.keep)
+        check_keep("keep", self.keep, scores=False)
 
     def cuts(self, layers: int) -> tuple[int, ...]:
         return (self.layer,)
 
-    def decide(self, view: View) -> Tensor:
-        keep = torch.zeros_like(view.visual)
-        for row, visual in zip(keep, view.visual, strict=True):
-            columns = visual.nonzero().flatten()  # (n,)
-            total, count = len(columns), kept(self.keep, len(columns))
-            cells = (
-                (2 * torch.arange(count, device=columns.device) + 1) * total // max(2 * count, 1)
-            )  # floor((i + 1/2) n / k)
-            row[columns[cells]] = True
-        return keep
+    def decide(self, view: View) -> Selection:
+        totals = view.counts.visual
+        counts = [kept(self.keep, total) for total in totals]
+        spaced = torch.zeros(len(totals), max(totals), dtype=torch.bool)  # (B, n), by place in the image
+        for row, total, count in zip(spaced, totals, counts, strict=True):
+            row[(2 * torch.arange(count) + 1) * total // max(2 * count, 1)] = True  # floor((i + 1/2) n / k)
+        return Selection(at_places(view.visual, spaced), counts)
 
     def schedule(self, layers: int, visual: int) -> list[tuple[int, int]]:
         return [(self.layer, kept(self.keep, visual))]

@@ -7,6 +7,7 @@ VisiPruner: Decoding Discontinuous Cross-Modal Dynamics for Efficient Multimodal
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -108,8 +109,8 @@ class VisiPruner(Method):
             cuts.append((round(layers * 24 / 32), 0))
         return cuts
 
-    def scored(self, layers: int, visual: int, instruction: int, prompt: int) -> dict[int, int]:
-        return {layer - 1: 3 for layer in self.cuts(layers)}  # the last row, and two products with the values
+    def scored(self, visual: Sequence[int], instruction: int, prompt: int) -> dict[int, int]:
+        return {layer - 1: 3 for layer in self.cuts(len(visual))}  # the last row, and two products with the values
 
 
 class Search:

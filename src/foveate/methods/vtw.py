@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
 from foveate.methods.base import Method
-from foveate.pruning.view import View
+from foveate.pruning.view import Selection, View
 
 
 @dataclass(frozen=True)
@@ -35,8 +34,8 @@ class VTW(Method):
     def cuts(self, layers: int) -> tuple[int, ...]:
         return (self.layer,)
 
-    def decide(self, view: View) -> Tensor:
-        return torch.zeros_like(view.visual)
+    def decide(self, view: View) -> Selection:
+        return Selection(torch.zeros_like(view.visual), [0] * len(view.visual))
 
     def schedule(self, layers: int, visual: int) -> list[tuple[int, int]]:
         return [(self.layer, 0)]

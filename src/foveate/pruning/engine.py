@@ -15,13 +15,13 @@ from transformers import Cache, PreTrainedModel
 
 from foveate.pruning import compiled, families
 from foveate.pruning.cut import causal_mask, pack, prompt_mask, take
-from foveate.pruning.guard import guard, refuse_labels
+from foveate.pruning.guard import always_ending, guard, refuse_labels, shadow
 from foveate.pruning.layout import Layout, padding_of
-from foveate.pruning.run import Forward, Runs
+from foveate.pruning.run import Forward, Runs, followed
 from foveate.pruning.stages import Prompt, Stage
 from foveate.pruning.tap import Tap
 from foveate.pruning.trace import Trace
-from foveate.pruning.view import Decide, Pruner, View
+from foveate.pruning.view import Counts, Decide, Pruner, Selection, View
 
 
 class Pruned:
@@ -98,7 +98,8 @@ class Pruned:
         for module in (self.decoder, base):
             undo.callback(module.register_forward_hook(self._on_end, always_call=True).remove)
         undo.callback(families.adapt(self.decoder, self._stage_of_prompt))
-        undo.enter_context(guard(self.model, bool(self.tapped), self._end))
+        undo.callback(shadow(self.model, "forward", always_ending(self.model.forward, self._end)))
+        undo.enter_context(guard(self.model, self._runs, self._end))
 
     def remove(self) -> None:
         """Stop pruning; the model is as it was before. Harmless when repeated. The trace stays.
@@ -137,7 +138,7 @@ class Pruned:
         if self.visual is not None:
             run.found = given_visual(self.visual, inputs, call.get("past_key_values"))
         elif ids is not None:
-            run.found = torch.isin(ids, torch.tensor(self.ids, device=ids.device))  # (B, L)
+            run.found = functools.reduce(torch.logical_or, [ids == one for one in self.ids])  # (B, L)
         else:
             raise ValueError(
                 "inputs_embeds do not show where the visual tokens are: pass input_ids, or prune(..., visual=mask)"
@@ -146,44 +147,46 @@ class Pruned:
     def _on_decoder(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         """Is this a new prompt, or tokens that follow one?"""
         run = self._runs.current
-        visual, padding = run.found, run.padding
+        visual, padding, length = run.found, run.padding, run.prompt
         self._end()
         cache: Cache | None = kwargs.get("past_key_values")
         prompt = None if cache is None else Prompt.held_by(cache)
         if cache is not None and prompt is not None and was_reset(cache):
             Prompt.forget(cache)
             prompt = None
-        if prompt is not None:
+        if prompt is not None and cache is not None:
+            if visual is not None and length is not None:
+                visual = visual[:, : max(length - int(cache.get_seq_length()), 0)]  # a draft may name the placeholder
             if visual is not None and visual.any():
                 raise NotImplementedError(
                     "new visual tokens after a pruned prompt: start a new cache with all images in one prompt"
                 )
             run.forward = Forward(prompt, padding)
         elif visual is not None:
-            run.forward = self._new_prompt(visual, padding, cache)
+            run.forward = self._new_prompt(visual, padding, cache, visual.shape[1] if length is None else length)
 
-    def _new_prompt(self, visual: Tensor, padding: Tensor | None, cache: Cache | None) -> Forward | None:
-        length = visual.shape[1]
+    def _new_prompt(self, visual: Tensor, padding: Tensor | None, cache: Cache | None, length: int) -> Forward | None:
+        """The prompt is the first `length` tokens; a draft or an answer that is read again may follow it."""
+        tokens, visual = visual.shape[1], visual[:, :length]
         real = torch.ones_like(visual) if padding is None else padding[:, :length].to(visual.device)
-        layout = Layout.of(visual, real)
-        facts = [layout.visual.sum(1), (real & ~visual).sum(1), real[:, -1].long(), layout.visual[:, -1].long()]
-        visual_counts, text_counts, last_is_real, last_is_visual = torch.stack(facts).tolist()
-        prompt, past = Prompt(layout), 0 if cache is None else int(cache.get_seq_length())
+        host = Layout.of(*torch.stack((visual, real)).cpu())  # all that the host ever has to wait for
+        counts, prompt = Counts.of(host), Prompt(Layout.of(visual, real))
+        past = 0 if cache is None else int(cache.get_seq_length())
         if past == 0:
             self.trace = Trace(prompt, self.model.config, len(self.kinds))
-        if not any(visual_counts):
+        if not any(counts.visual):
             return None
         if past > 0:
             raise NotImplementedError(
                 "visual tokens after cached text: start a new cache with the images in the first prompt"
             )
-        if not all(last_is_real):
+        if not host.real[:, -1].all():
             raise ValueError("padding on the right hides the last prompt token: pad on the left (padding_side='left')")
-        if any(last_is_visual):
+        if host.visual[:, -1].any():
             raise ValueError(
                 "the prompt ends in an image, and its last token must not be dropped: put text after the image"
             )
-        families.check_prompt(self.config, length)
+        families.check_prompt(self.config, tokens)
         if len(set(self.kinds)) > 1 and getattr(cache, "is_compileable", False):
             raise NotImplementedError(
                 f"a static cache of {type(self.model).__name__} has one mask for layers of different lengths: "
@@ -197,8 +200,7 @@ class Pruned:
         self._one_reader.acquire()
         self._runs.current.reading = True
         self._tap.open(self.tapped)
-        counts = [image + text for image, text in zip(visual_counts, text_counts, strict=True)]
-        return Forward(prompt, padding, self.method.start(), counts, text_counts)
+        return Forward(prompt, padding, self.method.start(), host, counts, tokens - visual.shape[1])
 
     def _on_layer(
         self, layer: int, module: nn.Module, args: tuple, kwargs: dict[str, Any]
@@ -210,13 +212,14 @@ class Pruned:
         hidden: Tensor = args[0]
         cache: Any = kwargs.get("past_key_values")
         reading = forward.decide is not None
-        if forward.decide is not None:
-            if layer in self.cuts and forward.counts != forward.text_counts:
-                hidden = self._cut(forward, forward.decide, layer, hidden, cache)
+        if forward.decide is not None and forward.counts is not None:
+            if layer in self.cuts and any(forward.counts.visual):
+                hidden = self._cut(forward, forward.decide, forward.counts, layer, hidden, cache)
             self._tap.seen = None  # the queries, keys and values of the layer before are read, or never will be
             if layer in self.edited:
-                layout = forward.layout
-                self._tap.edits = lambda device: self.method.edits(layer, layout.to(device))
+                self._tap.edits = lambda device: [
+                    edit.followed(forward.later) for edit in self.method.edits(layer, forward.layout_on(device))
+                ]
         else:
             for stage in forward.prompt.stages:
                 if stage.layer == layer:
@@ -227,8 +230,9 @@ class Pruned:
         if kind not in forward.shared:
             mask, rope = kwargs["attention_mask"], kwargs["position_embeddings"]
             if reading:
-                mask = self._prompt_mask(forward, stage, mask, layer, hidden, cache)
-                rope = tuple(take(x, stage.index, -2) for x in rope)  # survivors keep their positions
+                index, valid = forward.columns(stage)
+                mask = self._prompt_mask(index, valid, mask, layer, hidden, cache)
+                rope = tuple(take(x, index, -2) for x in rope)  # survivors keep their positions
             else:
                 mask = self._later_mask(forward, stage, layer, hidden, cache)
             forward.shared[kind] = mask, rope
@@ -238,40 +242,42 @@ class Pruned:
         fitting = {"attention_mask": mask, "position_embeddings": rope, "position_ids": positions}
         return (hidden, *args[1:]), kwargs | fitting
 
-    def _cut(self, forward: Forward, decide: Decide, layer: int, hidden: Tensor, cache: Cache | None) -> Tensor:
+    def _cut(
+        self, forward: Forward, decide: Decide, counts: Counts, layer: int, hidden: Tensor, cache: Cache | None
+    ) -> Tensor:
         """Ask the method, and drop from `hidden` (B, M, D) what it does not keep."""
-        layout = forward.layout.to(hidden.device)
+        layout, length = forward.layout.to(hidden.device), hidden.shape[1] - forward.later
         if forward.stage is None:
-            index = torch.arange(hidden.shape[1], device=hidden.device).expand(len(hidden), -1)  # (B, M)
+            index = torch.arange(length, device=hidden.device).expand(len(hidden), -1)  # (B, M)
         else:
             index = forward.stage.index.to(hidden.device)
         attention = self._tap.attention(layout.real) if self.method.reads else None
-        keep = decide(View(layer, layout, index, hidden, attention))
+        keep = decide(View(layer, layout, counts, index, hidden[:, :length], attention))
         if attention is not None:
             forward.prompt.scored[layer - 1] = attention.scored
         if keep is None:
             return hidden
-        survivors = layout.real & (keep | ~layout.visual)
-        counts: list[int] = survivors.sum(1).tolist()
-        if counts == forward.counts:
+        mask, kept = keep if isinstance(keep, Selection) else (keep, (keep & layout.visual).sum(1).tolist())
+        if kept == counts.visual:
             return hidden
-        local, valid = pack(survivors, counts)
+        survivors = layout.real & (mask | ~layout.visual)
+        forward.counts = counts.keeping(kept)
+        local, valid = pack(survivors, forward.counts.real)
         stage = Stage(layer, index.gather(1, local), valid, layout.take(local, valid))
-        forward.counts = counts
         forward.enter(stage)
         forward.prompt.stages.append(stage)
         if cache is not None:
             forward.prompt.hold(cache)
-        return take(hidden, local, 1)
+        return take(hidden, followed(local, length, forward.later), 1)
 
     def _prompt_mask(
-        self, forward: Forward, stage: Stage, given: Any, layer: int, hidden: Tensor, cache: Cache | None
+        self, index: Tensor, valid: Tensor | None, given: Any, layer: int, hidden: Tensor, cache: Cache | None
     ) -> Tensor | None:
-        """The attention mask among the survivors of a prompt."""
+        """The attention mask among the survivors of a prompt, and whatever was read together with it."""
         if isinstance(given, Tensor) and given.ndim == 4:
             keys = hidden.shape[1] if cache is None else cache.get_mask_sizes(hidden.shape[1], layer)[0]
-            return prompt_mask(given[..., : forward.prompt.length], stage.index, stage.valid, keys)
-        return causal_mask(self.config, self.kinds[layer], hidden, stage.valid, cache, layer)
+            return prompt_mask(given[..., : given.shape[-2]], index, valid, keys)
+        return causal_mask(self.config, self.kinds[layer], hidden, valid, cache, layer)
 
     def _later_mask(self, forward: Forward, stage: Stage, layer: int, hidden: Tensor, cache: Cache) -> Tensor | None:
         """The attention mask of tokens that follow a prompt, over its survivors and themselves."""

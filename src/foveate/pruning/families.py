@@ -121,6 +121,7 @@ def adapt(decoder: Any, stage: Callable[[], Stage | None]) -> Callable[[], None]
             return process(hidden, visual, features)
         index, here = live.index.to(visual.device), live.layout.visual.to(visual.device)
         there = torch.zeros_like(visual).scatter(1, index, here)  # (B, L): the survivors among all visual tokens
+        here = torch.nn.functional.pad(here, (0, hidden.shape[1] - here.shape[1]))  # what follows the prompt is text
         return process(hidden, here, features[there[visual].to(features.device)])
 
     decoder._deepstack_process = of_survivors

@@ -11,18 +11,21 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from foveate.pruning import families
+from foveate.pruning.run import Runs
 
-def guard(model: PreTrainedModel, rows_matter: bool, end: Callable[[], None]) -> ExitStack:
+
+def guard(model: PreTrainedModel, runs: Runs, end: Callable[[], None]) -> ExitStack:
     """Shadow `generate` and continuous batching on this one model with versions that check first; closing undoes it.
 
     Args:
-        rows_matter: whether the method looks at rows of the prompt, and must not be shown drafted tokens.
+        runs: are told how long the prompt is.
         end: called whenever `generate` is left.
     """
     undo = ExitStack()
     generate: Any = getattr(model, "generate", None)
     if generate is not None:
-        undo.callback(shadow(model, "generate", checked_generate(model, generate, rows_matter, end)))
+        undo.callback(shadow(model, "generate", checked_generate(model, generate, runs, end)))
     for name in ("generate_batch", "init_continuous_batching"):
         if hasattr(model, name):
             undo.callback(shadow(model, name, refuse_continuous_batching))
@@ -30,7 +33,7 @@ def guard(model: PreTrainedModel, rows_matter: bool, end: Callable[[], None]) ->
 
 
 def checked_generate(
-    model: PreTrainedModel, generate: Callable[..., Any], rows_matter: bool, end: Callable[[], None]
+    model: PreTrainedModel, generate: Callable[..., Any], runs: Runs, end: Callable[[], None]
 ) -> Callable[..., Any]:
     signature = inspect.signature(generate)
 
@@ -38,42 +41,63 @@ def checked_generate(
     def checked(*args: Any, **kwargs: Any) -> Any:
         given = signature.bind(*args, **kwargs).arguments
         given |= given.pop("kwargs", {})
-        check_generate(given, given.get("generation_config") or model.generation_config, rows_matter)
+        prompt = next((given[n] for n in ("inputs", "input_ids", "inputs_embeds") if given.get(n) is not None), None)
+        length = None if prompt is None else prompt.shape[1]
+        check_generate(model, given, given.get("generation_config") or model.generation_config, length)
+        run, before = runs.current, runs.current.prompt  # of an outer one, if a model drafts for itself
+        run.prompt = length
         try:
             return generate(*args, **kwargs)
         finally:
-            end()  # a hook cannot: torch runs none after a KeyboardInterrupt, and other threads would wait for ever
+            run.prompt = before
+            end()
 
     return checked
 
 
-def check_generate(given: dict[str, Any], config: Any, rows_matter: bool) -> None:
-    """Refuse ways of generating in which a method does not see the prompt, the whole prompt and nothing but the prompt.
+def always_ending(forward: Callable[..., Any], end: Callable[[], None]) -> Callable[..., Any]:
+    """A model's forward that calls `end` however it is left.
+
+    A hook cannot: torch runs none after a KeyboardInterrupt, and other threads would wait for ever.
+    """
+
+    @functools.wraps(forward)
+    def ending(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return forward(*args, **kwargs)
+        finally:
+            end()
+
+    return ending
+
+
+def check_generate(model: PreTrainedModel, given: dict[str, Any], config: Any, length: int | None) -> None:
+    """Refuse ways of generating in which a method does not see the whole prompt, or sees more than the prompt.
 
     Raises:
-        NotImplementedError: no KV cache, so that every new token would select again; a prefill in chunks; assisted
-            decoding, which reads the prompt together with drafted tokens.
+        NotImplementedError: a prefill in chunks; a model whose prompt sees what follows it, without a KV cache or with
+            drafts.
     """
 
     def setting(name: str) -> Any:
         value = given.get(name)
         return getattr(config, name, None) if value is None else value
 
-    if setting("use_cache") is False:
-        raise NotImplementedError("without a KV cache every new token would prune again: set use_cache=True")
     chunk = setting("prefill_chunk_size")
-    prompt = given.get("inputs", given.get("input_ids", given.get("inputs_embeds")))
-    if chunk is not None and (prompt is None or chunk < prompt.shape[1]):
+    if chunk is not None and (length is None or chunk < length):
         raise NotImplementedError(
             f"prefill_chunk_size={chunk} splits the prompt, and a method has to see all of it: "
             "set prefill_chunk_size=None"
         )
-    drafts = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp")
-    if rows_matter and (drafting := [name for name in drafts if setting(name)]):
-        raise NotImplementedError(
-            f"assisted decoding ({drafting[0]}) reads the prompt together with drafted tokens, which the method would "
-            "take for the question: generate without it, or use a method that reads no attention, like VTW"
-        )
+    if model.config.model_type in families.PREFIX_MODELS:
+        if setting("use_cache") is False:
+            raise NotImplementedError("without a KV cache the prompt of this model sees its answer: set use_cache=True")
+        drafts = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp")
+        if drafting := [name for name in drafts if setting(name)]:
+            raise NotImplementedError(
+                f"assisted decoding ({drafting[0]}): the prompt of this model sees the draft that follows it: "
+                "generate without it"
+            )
 
 
 def refuse_continuous_batching(*args: Any, **kwargs: Any) -> None:

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from foveate.pruning.layout import Layout
 from foveate.pruning.stages import Prompt, Stage
-from foveate.pruning.view import Decide
+from foveate.pruning.view import Counts, Decide
 
 
 @dataclass(eq=False)
@@ -21,7 +22,9 @@ class Forward:
         prompt: the prompt.
         padding: (B, kv) bool, False on padding; None if there is none.
         decide: the method's decision while the prompt is read; None afterwards.
-        counts: real tokens of each row at the layer that runs. text_counts: those that are not visual.
+        host: the prompt's layout on the CPU; None after the prompt.
+        counts: what is left in each row at the layer that runs; None after the prompt.
+        later: tokens read together with the prompt that are none of it, after it: a draft, or an answer without cache.
         stage: in force at the layer that runs; None: nothing has been dropped.
         shared: mask and rope of the stage, by kind of layer.
     """
@@ -29,8 +32,9 @@ class Forward:
     prompt: Prompt
     padding: Tensor | None
     decide: Decide | None = None
-    counts: list[int] = field(default_factory=list)
-    text_counts: list[int] = field(default_factory=list)
+    host: Layout | None = None
+    counts: Counts | None = None
+    later: int = 0
     stage: Stage | None = None
     shared: dict[str, tuple[Tensor | None, tuple[Tensor, ...]]] = field(default_factory=dict)
 
@@ -43,17 +47,37 @@ class Forward:
         """Of what is left at the layer that runs."""
         return self.prompt.layout if self.stage is None else self.stage.layout
 
+    def layout_on(self, device: torch.device) -> Layout:
+        """`layout` on a device; of the whole prompt the CPU has a copy of its own, that nobody has to wait for."""
+        if self.host is not None and self.stage is None and device.type == "cpu":
+            return self.host
+        return self.layout.to(device)
+
+    def columns(self, stage: Stage) -> tuple[Tensor, Tensor | None]:
+        """What of the pass runs through a layer on survivors: index (B, M + later), and valid, its like, or None."""
+        valid = None if stage.valid is None else pad(stage.valid, (0, self.later), value=True)
+        return followed(stage.index, self.prompt.length, self.later), valid
+
+
+def followed(index: Tensor, start: int, later: int) -> Tensor:
+    """An index (B, M), and after it `later` columns in a row from `start` on: (B, M + later)."""
+    if not later:
+        return index
+    return torch.cat([index, torch.arange(start, start + later, device=index.device).expand(len(index), -1)], dim=1)
+
 
 class Run:
     """The pass that one thread is in.
 
     Attributes:
+        prompt: how long the prompt is of the `generate` that this thread is in; None outside of one.
         found: (B, L) bool, visual positions of a call that has reached the model and not yet its decoder.
         padding: (B, kv) bool, False on padding, of that call.
         forward: the pass through the decoder; None outside, or if nothing is pruned.
         reading: a prompt is being read, so this thread holds the tap.
     """
 
+    prompt: int | None = None
     found: Tensor | None = None
     padding: Tensor | None = None
     forward: Forward | None = None

@@ -5,20 +5,22 @@ from __future__ import annotations
 import copy
 import sys
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 from uuid import uuid4
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import PretrainedConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from foveate.pruning.cut import pack, take
 
-CHUNK = 256  # query rows whose probabilities exist at one time
+MAX_BANDS = 8  # of edited rows that are worth a call of attention each
+ROWS_BYTES = 2**25  # what the probabilities of query rows may take at one time
 
 
 class Attention:
@@ -41,54 +43,73 @@ class Attention:
         real: Tensor,
         scaling: float,
     ):
-        length = query.shape[2]
+        length = real.shape[1]  # a draft may follow the prompt, and a static cache is longer than both
         self.query, self.output, self.real, self.scaling = query, output, real.to(query.device), scaling
-        self.key, self.value = key[:, :, :length], value[:, :, :length]  # a static cache is longer than the prompt
+        self.key, self.value = key[:, :, :length], value[:, :, :length]
         self.mask = mask
         self.scored = 0
 
-    def rows(self, index: Tensor) -> Tensor:
-        """Attention probabilities of the query rows at `index` (B, R): (B, H, R, M) float32."""
+    def rows(self, index: Tensor, columns: int | None = None) -> Tensor:
+        """Attention probabilities of the query rows at `index` (B, R) in the first `columns`: (B, H, R, M) float32.
+
+        `columns` are those that these rows can see, if fewer than M.
+        """
         self.scored += index.shape[1]
         index = index.to(self.query.device)
-        query, key = take(self.query, index, 2), self.key
+        query, key = take(self.query, index, 2), self.key[:, :, :columns]
         batch, heads, rows, size = query.shape
         query = query.reshape(batch, key.shape[1], -1, size)  # (B, H_kv, H / H_kv * R, d): a group shares its keys
         # (B, H, R, M), scaled before the product: in float16 it would overflow
         scores = (query * self.scaling @ key.mT).view(batch, heads, rows, -1).float()
-        return scores.masked_fill(~allowed(self.mask, index, key.shape[2]), torch.finfo(scores.dtype).min).softmax(-1)
+        seen = allowed(self.mask, index, key.shape[2])
+        return scores.masked_fill_(~seen, torch.finfo(scores.dtype).min).softmax(-1)
 
-    def received(self, readers: Tensor, itself: bool = True) -> Tensor:
+    def received(self, readers: Tensor, counts: list[int] | None = None, itself: bool = True) -> Tensor:
         """Head-mean attention that each token receives from the rows `readers` (B, M) bool, summed: (B, M) float32.
 
-        With `itself=False` what a token pays to itself does not count.
+        Args:
+            counts: how many readers each row of the batch has, if known; else they are read from the device.
+            itself: whether what a token pays to itself counts.
         """
-        index, valid = pack(readers.to(self.query.device))
         total = self.query.new_zeros(self.real.shape, dtype=torch.float32)
-        for start in range(0, index.shape[1], CHUNK):
-            chunk = index[:, start : start + CHUNK]
-            rows = self.rows(chunk).mean(1)  # (B, r, M)
+        for index, valid, rows in self._in_parts(readers, counts):
             if not itself:
-                rows = rows.scatter(2, chunk[..., None], 0.0)
+                own = index[:, None, :, None].expand(-1, rows.shape[1], -1, 1)
+                rows.scatter_(3, own, 0.0)
             if valid is not None:
-                rows = rows * valid[:, start : start + CHUNK, None]
-            total += rows.sum(1)
+                rows *= valid[:, None, :, None]
+            total[:, : rows.shape[-1]] += rows.sum((1, 2)) / rows.shape[1]
         return total
 
-    def sent(self, senders: Tensor, to: Tensor) -> Tensor:
+    def sent(self, senders: Tensor, counts: list[int] | None = None, *, to: Tensor) -> Tensor:
         """Head-mean attention that each token of `senders` pays to the columns `to`, (B, M) bool each: (B, M) float32.
 
-        Zero for tokens that are no senders.
+        Zero for tokens that are no senders. `counts`: how many of those each row has, if known.
         """
-        index, valid = pack(senders.to(self.query.device))
         total = self.query.new_zeros(self.real.shape, dtype=torch.float32)
-        for start in range(0, index.shape[1], CHUNK):
-            chunk = index[:, start : start + CHUNK]
-            paid = (self.rows(chunk).mean(1) * to[:, None]).sum(-1)  # (B, r)
+        for index, valid, rows in self._in_parts(senders, counts):
+            paid = (rows.mean(1) * to[:, None, : rows.shape[-1]]).sum(-1)  # (B, r)
             if valid is not None:
-                paid = paid * valid[:, start : start + CHUNK]
-            total.scatter_add_(1, chunk, paid)
+                paid = paid * valid
+            total.scatter_add_(1, index, paid)
         return total
+
+    def _in_parts(self, rows: Tensor, counts: list[int] | None) -> Iterator[tuple[Tensor, Tensor | None, Tensor]]:
+        """The probabilities of the query rows `rows` (B, M) bool, a few rows at a time.
+
+        Yields:
+            index (B, r); valid (B, r), False where a shorter row was filled up, or None; (B, H, r, m) float32, m <= M.
+        """
+        index, valid = pack(rows.to(self.query.device), counts)
+        (batch, heads, length, _), total = self.query.shape, index.shape[1]
+        step = max(1, ROWS_BYTES // (4 * batch * heads * length))
+        causal = self.mask is None or self.mask.ndim == 2
+        for start in range(0, total, step):
+            end = min(start + step, total)
+            # the rows ascend, so that total - end of them, at least, lie behind this part
+            seen = length - (total - end) if causal else length
+            part = index[:, start:end]
+            yield part, None if valid is None else valid[:, start:end], self.rows(part, seen)
 
     def last(self) -> Tensor:
         """Attention probabilities of the last prompt row, (B, H, M) float32."""
@@ -138,6 +159,10 @@ class Edit:
     columns: Tensor
     into: Tensor | None = None
 
+    def followed(self, later: int) -> Edit:
+        """The same with `later` more tokens behind, which it does not touch."""
+        return Edit(pad(self.rows, (0, later)), pad(self.columns, (0, later)), self.into) if later else self
+
     def values(self, value: Tensor) -> Tensor:
         """The value vectors (B, H, M, d) that the rows really read: the edit of A is one of V, A V' = A' V."""
         columns = self.columns[:, None, :, None]
@@ -153,6 +178,39 @@ class Edit:
             return kept
         target = self.into[:, None, None, None].expand(*weights.shape[:3], 1)
         return kept.scatter_add(-1, target, (weights - kept).sum(-1, keepdim=True))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the rows of a layer fall under its edits, worked out on the host.
+
+    Attributes:
+        bands: (first row, row after the last, number of the edit or None), in order and without gaps; None if the
+            prompts of the batch differ in this.
+        start: in no prompt is a row from here on left unedited.
+        counts: for each edit the number of its rows in each prompt.
+    """
+
+    bands: list[tuple[int, int, int | None]] | None
+    start: int
+    counts: list[list[int]]
+
+    @classmethod
+    def of(cls, edits: Sequence[Edit]) -> Plan:
+        """From edits that lie on the host; of two for the same row the later one holds."""
+        under = torch.full(edits[0].rows.shape, -1)  # (B, M): the number of a row's edit
+        for number, edit in enumerate(edits):
+            under[edit.rows] = number
+        start = under.shape[1] - int((under >= 0).all(0).flip(0).cumprod(0).sum())
+        counts = [edit.rows.sum(1).tolist() for edit in edits]
+        if (under != under[:1]).any():
+            return cls(None, start, counts)
+        numbers, sizes = (x.tolist() for x in under[0].unique_consecutive(return_counts=True))
+        ends = list(accumulate(sizes))
+        bands = [(e - n, e, i if i >= 0 else None) for e, n, i in zip(ends, sizes, numbers, strict=True)]
+        if numbers[0] < 0 and len(bands) > 1 and not edits[numbers[1]].columns[:, : ends[0]].any():
+            bands[:2] = [(0, ends[1], numbers[1])]  # rows before the edit do not see what it takes away
+        return cls(bands if len(bands) <= MAX_BANDS else None, start, counts)
 
 
 class Tap:
@@ -202,7 +260,7 @@ class Tap:
                 )
         scaling, length = kwargs["scaling"], query.shape[2]
 
-        def first(n: int) -> tuple[Tensor, Any]:
+        def first(n: int, value: Tensor = value) -> tuple[Tensor, Any]:
             """The user's kernel on the first n tokens of the prompt."""
             part = mask if mask is None else mask[:, :n] if mask.ndim == 2 else mask[..., :n, :n]
             return kernel(module, query[:, :, :n], key[:, :, :n], value[:, :, :n], part, **kwargs)
@@ -210,11 +268,11 @@ class Tap:
         if self.edits is None:
             output, weights = kernel(module, query, key, value, mask, **kwargs)
         else:
-            edits, self.edits = self.edits(query.device), None
+            plan, edits, self.edits = Plan.of(self.edits(torch.device("cpu"))), self.edits(query.device), None
             if module.config._attn_implementation == "eager":
                 output, weights = edited_eager(first(length)[1], value[:, :, :length], edits)
             else:
-                output, weights = edited(query, key, value, mask, edits, scaling, lambda n: first(n)[0]), None
+                output, weights = edited(query, key, value, mask, edits, plan, scaling, lambda *x: first(*x)[0]), None
         self.seen = lambda real: Attention(query, key, value, output, mask, real, scaling)
         return output, weights
 
@@ -249,31 +307,40 @@ def edited(
     value: Tensor,
     mask: Tensor | None,
     edits: Sequence[Edit],
+    plan: Plan,
     scaling: float,
-    first: Callable[[int], Tensor],
+    first: Callable[..., Tensor],
 ) -> Tensor:
     """The output (B, M, H, d) of a layer whose probabilities exist nowhere and are edited through the values.
 
-    Edited rows go through torch's scaled_dot_product_attention. The rows before them see nothing after themselves, so
-    `first(n)`, the user's kernel on the first n tokens, serves them.
+    No row sees what follows it, so `first(n, values)`, the user's kernel on the first n tokens, serves the rows at the
+    front. Edited rows behind others go through torch's scaled_dot_product_attention.
     """
-    length = query.shape[2]
-    key, value = key[:, :, :length], value[:, :, :length]
-    touched = torch.stack([edit.rows for edit in edits]).any(0).all(0)  # (M,)
-    start = length - int(touched.flip(0).cumprod(0).sum())  # all rows from here on are edited
-    output = query.new_zeros(query.shape[0], length, query.shape[1], value.shape[-1])  # (B, M, H, d)
-    if start:
-        output[:, :start] = first(start)
-    for edit in edits:
-        index, valid = pack(edit.rows)  # (B, R)
-        rows = scaled_dot_product_attention(
-            take(query, index, 2),
-            key,
-            edit.values(value),
-            allowed(mask, index, length),
-            scale=scaling,
-            enable_gqa=True,
-        ).transpose(1, 2)  # (B, R, H, d)
+    batch, heads, length, _ = query.shape
+    key, value = key[:, :, :length], value[:, :, :length]  # a static cache is longer
+
+    def some(rows: Tensor, keys: int, value: Tensor, mask: Tensor) -> Tensor:
+        """Queries (B, H, R, d) on the first keys, under a mask (B, 1, R, keys): (B, R, H, d)."""
+        groups = heads // key.shape[1]  # no kernel of CUDA's takes groups and a mask
+        k, v = (x[:, :, :keys].repeat_interleave(groups, 1) if groups > 1 else x[:, :, :keys] for x in (key, value))
+        return scaled_dot_product_attention(rows, k, v, mask, scale=scaling).transpose(1, 2)
+
+    if plan.bands and mask is None:
+        parts = []
+        for start, end, number in plan.bands:
+            values = value if number is None else edits[number].values(value)
+            if start == 0:
+                parts.append(first(end, values))
+            else:
+                band = torch.arange(start, end, device=query.device)[None]
+                parts.append(some(query[:, :, start:end], end, values, allowed(None, band, end)))
+        return torch.cat(parts, dim=1)
+    output = query.new_zeros(batch, length, heads, value.shape[-1])  # (B, M, H, d)
+    if plan.start:
+        output[:, : plan.start] = first(plan.start)
+    for edit, counts in zip(edits, plan.counts, strict=True):
+        index, valid = pack(edit.rows, counts)  # (B, R)
+        rows = some(take(query, index, 2), length, edit.values(value), allowed(mask, index, length))
         if valid is not None:
             rows = torch.where(valid[..., None, None], rows, take(output, index, 1))
         output.scatter_(1, index[..., None, None].expand_as(rows), rows)

@@ -3,13 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from dataclasses import dataclass, replace
+from typing import ClassVar, NamedTuple, Protocol
 
 from torch import Tensor
 
 from foveate.pruning.layout import Layout
 from foveate.pruning.tap import Attention, Edit
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many tokens of each kind every row holds, known without asking the device."""
+
+    visual: list[int]
+    system: list[int]
+    instruction: list[int]
+
+    @classmethod
+    def of(cls, layout: Layout) -> Counts:
+        """Of a layout that lies on the host; one on a device has to be waited for."""
+        visual, system, instruction = (
+            mask.sum(1).tolist() for mask in (layout.visual, layout.system, layout.instruction)
+        )
+        return cls(visual, system, instruction)
+
+    @property
+    def real(self) -> list[int]:
+        """Tokens that are neither padding nor filler."""
+        return [sum(row) for row in zip(self.visual, self.system, self.instruction, strict=True)]
+
+    def keeping(self, visual: list[int]) -> Counts:
+        """What is left when each row keeps so many visual tokens."""
+        return replace(self, visual=visual)
+
+
+class Selection(NamedTuple):
+    """A decision whose size is known, so that nobody has to wait for the device to learn it.
+
+    mask: (B, M) bool, the visual tokens to keep. counts: how many of each row's these are.
+    """
+
+    mask: Tensor
+    counts: list[int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,6 +54,7 @@ class View:
 
     Attributes:
         layout: which survivor is visual, system, instruction or (none of them) padding.
+        counts: how many of each there are in every row.
         position: (B, M) long, the columns of `input_ids` they came from.
         hidden: (B, M, D), the hidden states.
         seen: what layer `layer - 1` computed over them; None for a method that does not read attention.
@@ -25,6 +62,7 @@ class View:
 
     layer: int
     layout: Layout
+    counts: Counts
     position: Tensor
     hidden: Tensor
     seen: Attention | None
@@ -47,9 +85,10 @@ class View:
 
 
 class Decide(Protocol):
-    """Answers a view with the visual tokens to keep, (B, M) bool (other entries are ignored), or None for all."""
+    """Answers a view with the visual tokens to keep: (B, M) bool (other entries are ignored), a `Selection`, or None
+    for all. A bare mask makes the engine wait for the device to count it."""
 
-    def __call__(self, view: View) -> Tensor | None: ...
+    def __call__(self, view: View) -> Tensor | Selection | None: ...
 
 
 class Pruner(Protocol):
