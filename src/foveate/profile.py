@@ -26,7 +26,7 @@ from foveate.flow.withdrawal import ETA
 from foveate.report.page import page
 from foveate.report.progress import progress
 from foveate.suite import folder as own
-from foveate.suite.tasks import METRICS_OF, Sample, draw
+from foveate.suite.tasks import DRAWN, Sample, draw
 
 Analysis = Callable[[Any, Sequence[flow.Batch]], Result]
 CHEAP: dict[str, Analysis] = {
@@ -53,7 +53,7 @@ def samples_of(data: str, tasks: Sequence[str], limit: int, seed: int) -> list[S
         if not place.is_dir():
             raise ValueError(f'there is no folder "{data}"; --data is suite or a folder with a JSONL file')
         return own.read(place, limit, seed)
-    chosen = list(tasks or METRICS_OF)
+    chosen = list(tasks or DRAWN)
     return [sample for i, task in enumerate(chosen) for sample in draw([task], limit, 100 * seed + i)]
 
 

@@ -29,7 +29,7 @@ def test_many_questions_in_one_pass_are_each_answered_as_if_asked_alone(training
     data, model, tokenizer = training["data"], training["model"], training["tokenizer"]
     mini = training["train"].Mini(tokenizer, **SIZES)
     batch = data.draw_batch(tokenizer, 0, 0, 2, 6, True)
-    pixels = mini.normalise(torch.from_numpy(batch.pixels))
+    pixels = mini.normalise(torch.from_numpy(batch.pixels))[: len(batch.tasks)]  # without the pages
     with torch.no_grad():
         hidden = model.read(mini.llava, mini.system, model.see(mini.llava, pixels), tensors(batch.questions))
         for group, questions in enumerate(batch.questions):
@@ -97,7 +97,7 @@ def test_the_second_phase_starts_from_the_tower_and_brings_patches_to_the_length
     settings = {"batch": 1, "workers": 0, "compiled": False, "dtype": torch.float32, "sizes": SIZES}
     train.run("tower", tokenizer, 1, tmp_path / "tower", **settings)
     start = tmp_path / "tower" / "checkpoint.pt"
-    train.run("whole", tokenizer, 1, tmp_path / "whole", start_from=start, **settings)
+    train.run("whole", tokenizer, 1, tmp_path / "whole", start=[start], **settings)
     saved = torch.load(tmp_path / "whole" / "checkpoint.pt")["optimiser"]
     mini = train.Mini(tokenizer, **SIZES)
     mini.load_state_dict(saved["master"], strict=False)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from foveate.suite.scenes import SIZE, SPLITS, draw_scene, pictograms, stream, withheld
+from foveate.suite.scenes import SIZE, SPLITS, draw_page, draw_scene, pictograms, stream, withheld
 
 
 def test_a_scene_is_the_same_whenever_its_seed_is_drawn():
@@ -64,3 +64,18 @@ def test_every_pictogram_has_its_own_drawing():
 def test_an_unknown_split_is_refused():
     with pytest.raises(ValueError, match="train, held-out"):
         draw_scene("test", 0)
+
+
+def test_a_page_holds_only_texts_that_do_not_overlap():
+    for seed in range(20):
+        page = draw_page("train", seed)
+        assert page.things and all(thing.kind == "text" for thing in page.things)
+        assert all(len(thing.letters) == len(thing.name) for thing in page.things)
+        assert sorted({*page.owner.ravel().tolist()} - {-1}) == list(range(len(page.things)))
+
+
+def test_the_share_of_scenes_with_a_text_can_be_chosen():
+    def texts(share):
+        return sum(any(t.kind == "text" for t in draw_scene("train", s, 6, share).things) for s in range(30))
+
+    assert texts(0.0) == 0 < texts(0.4) < texts(1.0)

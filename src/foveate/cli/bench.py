@@ -50,7 +50,7 @@ def bench(
         from foveate.report.progress import progress
         from foveate.report.tradeoff import tradeoff
         from foveate.suite.plan import split_methods
-        from foveate.suite.tasks import METRICS_OF
+        from foveate.suite.tasks import DRAWN
 
         quiet()
         torch.set_num_threads(threads)
@@ -60,7 +60,7 @@ def bench(
         request = job.Request(
             model=model,
             methods=split_methods(methods),
-            tasks=tuple(METRICS_OF) if tasks is None else split(tasks),
+            tasks=DRAWN if tasks is None else split(tasks),
             limit=limit,
             seed=seed,
             kind="keep" if flops is None else "flops",

@@ -89,8 +89,9 @@ def share(method: Method, kind: str, prompt: Prompt) -> float:
     if prompt.images is None:
         raise NotImplementedError(NO_COST_MODEL)
     length = prompt.text + prompt.visual
-    rows = method.scored(prompt.layers, prompt.visual, prompt.text - prompt.system, length)
-    tokens = cost.tokens_per_layer(prompt.layers, length, prompt.visual, schedule)
+    visual = cost.visual_per_layer(prompt.layers, prompt.visual, schedule)
+    rows = method.scored(visual, prompt.text - prompt.system, length)
+    tokens = [prompt.text + count for count in visual]
     pruned = cost.prefill(prompt.config, tokens, scored=rows, images=prompt.images).total
     return pruned / cost.prefill(prompt.config, [length] * prompt.layers, images=prompt.images).total
 

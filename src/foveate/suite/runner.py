@@ -187,9 +187,11 @@ def flops_of(config: Any, item: Item, method: Method | None, counts: Sequence[in
         return None
     rows: dict[int, int] = {}
     if method is not None:
-        scored = method.scored(len(counts), item.visual, item.length - item.visual - item.system, item.length)
+        text = item.length - item.visual
+        visual = [count - text for count in counts]
+        scored = method.scored(visual, text - item.system, item.length)
         # With the last visual token gone there is nothing to decide, and nothing is scored.
-        rows = {layer: n for layer, n in scored.items() if counts[layer] > item.length - item.visual}
+        rows = {layer: n for layer, n in scored.items() if visual[layer]}
     try:
         return cost.prefill(config, list(counts), scored=rows, images=item.images).total
     except NotImplementedError:

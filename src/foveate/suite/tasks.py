@@ -1,4 +1,7 @@
-"""The tasks of the benchmark: questions about held-out scenes, drawn from a seed, each with its field's metric."""
+"""The tasks of the benchmark: questions about held-out scenes, drawn from a seed, each with its field's metric.
+
+One task is not drawn: easy-VQA's test split, where its package is installed.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,6 +11,7 @@ from itertools import count
 import numpy as np
 from PIL import Image
 
+from foveate.suite.easy_vqa import easy_vqa
 from foveate.suite.questions import NEGATIVES, TASKS, Question, existence
 from foveate.suite.scenes import Scene, draw_scene
 
@@ -22,7 +26,9 @@ METRICS_OF = {  # the first is the task's score, others are reported beside it
     "read": ("exact", "anls"),
     "choice": ("choice",),
     "describe": ("cider",),
+    "easy-vqa": ("exact",),
 }
+DRAWN = tuple(TASKS)  # what a benchmark asks if nothing else is said
 LONGEST = {"cider": 48}  # tokens of an answer, by metric
 SHORT = 16  # of all others
 
@@ -60,14 +66,15 @@ class Sample:
 def draw(tasks: Sequence[str], limit: int, seed: int) -> list[Sample]:
     """`limit` questions of each task, task by task. All tasks look at the same scenes where these allow a question.
 
-    The first questions are the same for every limit. Raises ValueError for an unknown task.
+    The first questions are the same for every limit. Raises ValueError for an unknown task, ImportError for easy-VQA
+    without its package.
     """
     for task in tasks:
         if task not in METRICS_OF:
             raise ValueError(f'there is no task "{task}"; there are {", ".join(METRICS_OF)}, or a folder of your own')
     drawn: dict[str, list[Sample]] = {task: [] for task in tasks}
     for number in count(seed * 10**6):
-        wanting = [task for task in drawn if len(drawn[task]) < limit]
+        wanting = [task for task in drawn if task in DRAWN and len(drawn[task]) < limit]
         if not wanting:
             break
         scene = draw_scene("held-out", number)
@@ -81,7 +88,19 @@ def draw(tasks: Sequence[str], limit: int, seed: int) -> list[Sample]:
                 drawn[task].append(
                     Sample(task, place, question.question, question.answers, METRICS_OF[task], kind, picture)
                 )
+    if "easy-vqa" in drawn:
+        drawn["easy-vqa"] = published(limit, seed)
     return [sample for task in drawn.values() for sample in task]
+
+
+def published(limit: int, seed: int) -> list[Sample]:
+    """`limit` questions of easy-VQA's test split, in an order that follows from the seed."""
+    asked = [(shown, *pair) for shown in easy_vqa("test") for pair in shown.questions]
+    order = np.random.default_rng([7, seed]).permutation(len(asked))[:limit]
+    return [
+        Sample("easy-vqa", place, question, (answer,), METRICS_OF["easy-vqa"], None, shown.picture)
+        for place, (shown, question, answer) in enumerate(asked[i] for i in order)
+    ]
 
 
 def pose(task: str, scene: Scene, rng: np.random.Generator, place: int) -> Question | None:
