@@ -367,16 +367,11 @@ def test_compiled_decode_is_one_graph_and_not_reused_by_the_other_side():
 
 @few_methods
 @every_attention
-def test_prompt_lookup_decoding_gives_the_same_tokens_or_is_refused(attention, method):
-    """Drafts are read together with the prompt: a method that looks at rows would take them for the question."""
+def test_prompt_lookup_decoding_gives_the_same(attention, method):
     model, (row,) = tiny.model("llava-gqa", attention), tiny.forms("llava-gqa")["one"]
-    lookup = {"prompt_lookup_num_tokens": 3, "max_matching_ngram_size": 1}
     with foveate.prune(model, METHODS[method]):
-        if METHODS[method].reads:
-            with pytest.raises(NotImplementedError, match=r"prompt_lookup_num_tokens.*VTW"):
-                generate(model, tiny.batch(row), **lookup)
-        else:
-            check_row(generate(model, tiny.batch(row), **lookup), 0, reference(row, method))
+        out = generate(model, tiny.batch(row), prompt_lookup_num_tokens=3, max_matching_ngram_size=1)
+    check_row(out, 0, reference(row, method))
 
 
 @few_methods
@@ -394,16 +389,15 @@ def test_a_forward_without_cache_gives_the_same(family, attention, method):
 @few_methods
 @every_attention
 @two_families
-def test_generating_without_cache_is_right_or_says_what_to_do(family, attention, method):
+def test_generating_without_cache_gives_the_same(family, attention, method):
+    """Every step reads prompt and answer again; the method is shown the prompt."""
     model, batch = tiny.model(family, attention), tiny.forms(family)["ragged"]
-    with foveate.prune(model, METHODS[method]):
-        try:
-            out = generate(model, tiny.batch(*batch), use_cache=False)
-        except (ValueError, NotImplementedError) as error:
-            assert "use_cache" in str(error)
-            return
-    for b, row in enumerate(batch):
-        check_row(out, b, reference(row, method))
+    with foveate.prune(model, METHODS[method]) as pruned:
+        out = generate(model, tiny.batch(*batch), use_cache=False)
+    results = [reference(row, method) for row in batch]
+    check_trace(pruned.trace, batch, results)
+    for b, result in enumerate(results):
+        check_row(out, b, result)
 
 
 @few_methods

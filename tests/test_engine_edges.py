@@ -4,7 +4,6 @@ import copy
 from typing import Any
 
 import cost_families
-import tiny_families
 import pytest
 import torch
 import transformers
@@ -18,6 +17,7 @@ from foveate.methods.base import highest
 from foveate.pruning.tap import Attention
 
 few_methods = pytest.mark.parametrize("method", FEW)
+every_method = pytest.mark.parametrize("method", METHODS)
 
 pytestmark = pytest.mark.usefixtures("no_gradients")
 
@@ -45,29 +45,38 @@ def repeating() -> tiny.Row:
     return tiny.Row(one.family, (*one.ids, 40, 41, 42, 43, 44, 40, 41), one.images)
 
 
-@pytest.mark.parametrize("method", ("vtw", "vtw first", "uniform", "random"))
-def test_a_draft_in_the_first_step_changes_nothing_for_methods_that_read_no_rows(method):
+@every_method
+def test_a_draft_in_the_first_step_changes_nothing(method):
+    """The prompt and the draft are read in one pass; the method is shown the prompt, and the draft is never pruned."""
     model, row, passes = llava(), repeating(), []
     hook = model.get_decoder().register_forward_pre_hook(
         lambda module, args, kwargs: passes.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True
     )
     try:
-        with foveate.prune(model, METHODS[method]):
-            plain = generate(model, tiny.batch(row)).sequences
+        with foveate.prune(model, METHODS[method]) as pruned:
+            plain, trace = generate(model, tiny.batch(row)), pruned.trace
             passes.clear()
-            drafted = generate(model, tiny.batch(row), prompt_lookup_num_tokens=3, max_matching_ngram_size=2).sequences
+            drafted = generate(model, tiny.batch(row), prompt_lookup_num_tokens=3, max_matching_ngram_size=2)
     finally:
         hook.remove()
     assert passes[0] == len(row.ids) + 3  # there was a draft
+    assert drafted.sequences.tolist() == plain.sequences.tolist()
+    assert pruned.trace.tokens == trace.tokens and pruned.trace.prompt == [len(row.ids)]
+    for one, other in zip(drafted.logits, plain.logits, strict=True):
+        torch.testing.assert_close(one, other, atol=ATOL, rtol=0)
+
+
+def test_a_draft_that_names_the_placeholder_is_no_image():
+    """The prompt is searched for the last word said, and what followed it there was the image."""
+    model, (one,) = llava(), form("one")
+    with foveate.prune(model, METHODS["himap"]):
+        plain = generate(model, tiny.batch(one)).sequences
+    said = int(plain[0, -5])  # the first word of the answer
+    row = tiny.Row(one.family, (*one.ids[:3], said, *one.ids[3:]), one.images)
+    with foveate.prune(model, METHODS["himap"]):
+        plain = generate(model, tiny.batch(row)).sequences
+        drafted = generate(model, tiny.batch(row), prompt_lookup_num_tokens=3, max_matching_ngram_size=1).sequences
     assert drafted.tolist() == plain.tolist()
-
-
-@pytest.mark.parametrize("draft", ("assistant_model", "prompt_lookup_num_tokens"))
-@pytest.mark.parametrize("method", (*FEW, "visipruner shallow"))
-def test_drafts_are_refused_for_methods_that_read_or_edit_rows(method, draft):
-    model, options = llava(), {"assistant_model": llava(), "prompt_lookup_num_tokens": 3}
-    with foveate.prune(model, METHODS[method]), pytest.raises(NotImplementedError, match=f"{draft}.*VTW"):
-        generate(model, tiny.batch(repeating()), **{draft: options[draft]})
 
 
 # ---- compiled and wrapped models

@@ -1,4 +1,4 @@
-"""Tiny random models of every family that `foveate.cost` reads, each with the inputs of one prompt about one image."""
+"""The families that `foveate.cost` reads, each with the inputs of one prompt about one image."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,165 +7,30 @@ import torch
 import transformers as T
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-IMAGE, START, END = 100, 102, 103
-TEXT = {
-    "vocab_size": 128,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-TOWER = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "patch_size": 14}
-QWEN_TOWER = {
-    "depth": 3,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_heads": 4,
-    "patch_size": 14,
-    "spatial_merge_size": 2,
-    "temporal_patch_size": 2,
-    "out_hidden_size": 64,
-    "in_channels": 3,
-}
-QWEN_IDS = {"image_token_id": IMAGE, "video_token_id": 101, "vision_start_token_id": START, "vision_end_token_id": END}
-MROPE = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0}
-
-
-def clip(size=56):
-    return T.CLIPVisionConfig(**TOWER, image_size=size, projection_dim=32).to_dict()
-
-
-def siglip(size=56, head=False):
-    return T.SiglipVisionConfig(**TOWER, image_size=size, vision_use_head=head).to_dict()
-
-
-def llava(**options):
-    options = {"vision_config": clip(), "image_seq_length": 16} | options
-    return T.LlavaConfig(text_config=T.LlamaConfig(**TEXT).to_dict(), image_token_id=IMAGE, **options)
-
-
-def llava_full():
-    """The class token and two layers' features go through the projector as well."""
-    return llava(vision_feature_select_strategy="full", vision_feature_layer=[-2, -1], image_seq_length=17)
-
-
-def vipllava():
-    return T.VipLlavaConfig(
-        text_config=T.LlamaConfig(**TEXT).to_dict(),
-        vision_config=clip(),
-        image_token_id=IMAGE,
-        vision_feature_layers=[-2, -1],
-    )
-
-
-def llava_siglip():
-    return llava(vision_config=siglip(head=True), vision_feature_select_strategy="full", vision_feature_layer=-1)
-
-
-def llava_pixtral():
-    pixtral = T.PixtralVisionConfig(**TOWER, image_size=112).to_dict()
-    return llava(vision_config=pixtral, vision_feature_select_strategy="full", vision_feature_layer=-1)
-
-
-def llava_next():
-    return T.LlavaNextConfig(
-        text_config=T.LlamaConfig(**TEXT).to_dict(),
-        vision_config=clip(),
-        image_token_id=IMAGE,
-        vision_feature_layer=-2,
-        image_grid_pinpoints=[[56, 112], [112, 56], [112, 112]],
-    )
-
-
-def onevision(aspect="anyres_max_9"):
-    return T.LlavaOnevisionConfig(
-        text_config=T.Qwen2Config(**TEXT).to_dict(),
-        vision_config=siglip(),
-        image_token_id=IMAGE,
-        vision_feature_layer=-1,
-        image_grid_pinpoints=[[56, 56], [56, 112], [112, 56], [112, 112]],
-        vision_aspect_ratio=aspect,
-    )
-
-
-def qwen2_vl():
-    tower = {
-        "depth": 2,
-        "embed_dim": 32,
-        "hidden_size": 64,
-        "num_heads": 4,
-        "mlp_ratio": 2,
-        "patch_size": 14,
-        "in_channels": 3,
-    }
-    return T.Qwen2VLConfig(text_config=TEXT | {"rope_parameters": MROPE}, vision_config=tower, **QWEN_IDS)
-
-
-def qwen2_5_vl():
-    tower = QWEN_TOWER | {"fullatt_block_indexes": [1], "window_size": 56}
-    return T.Qwen2_5_VLConfig(text_config=TEXT | {"rope_parameters": MROPE}, vision_config=tower, **QWEN_IDS)
-
-
-def qwen3_vl(config=T.Qwen3VLConfig, **text):
-    tower = QWEN_TOWER | {"num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]}
-    text = TEXT | {"head_dim": 32, "rope_parameters": MROPE | {"mrope_interleaved": True}} | text
-    return config(text_config=text, vision_config=tower, **QWEN_IDS)
-
-
-def qwen3_vl_moe():
-    return qwen3_vl(
-        T.Qwen3VLMoeConfig, num_experts=6, num_experts_per_tok=2, moe_intermediate_size=48, mlp_only_layers=[1]
-    )
-
-
-def mistral3():
-    pixtral = T.PixtralVisionConfig(**TOWER, image_size=112).to_dict()
-    text = T.MistralConfig(**TEXT, head_dim=32).to_dict()
-    return T.Mistral3Config(text_config=text, vision_config=pixtral, image_token_id=IMAGE, vision_feature_layer=-1)
-
-
-def internvl():
-    tower = TOWER | {"image_size": [112, 112], "patch_size": [14, 14]}
-    return T.InternVLConfig(
-        text_config=T.Qwen2Config(**TEXT).to_dict(),
-        vision_config=tower,
-        image_token_id=IMAGE,
-        image_seq_length=16,
-    )
-
-
-def smolvlm(config=T.SmolVLMConfig):
-    text = T.LlamaConfig(**TEXT).to_dict()
-    return config(text_config=text, vision_config=TOWER | {"image_size": 112}, image_token_id=IMAGE, scale_factor=2)
-
-
-def idefics3():
-    return smolvlm(T.Idefics3Config)
-
-
-def gemma3(window=16):
-    kinds = ["sliding_attention", "full_attention", "sliding_attention"]
-    text = TEXT | {"head_dim": 32, "sliding_window": window, "layer_types": kinds, "query_pre_attn_scalar": 16}
-    return T.Gemma3Config(
-        text_config=text,
-        vision_config=siglip(112),
-        image_token_id=IMAGE,
-        mm_tokens_per_image=16,
-        boi_token_index=START,
-        eoi_token_index=END,
-    )
-
-
-def paligemma():
-    tower = siglip() | {"projection_dim": 64}
-    text = T.GemmaConfig(**TEXT, head_dim=32).to_dict()
-    return T.PaliGemmaConfig(text_config=text, vision_config=tower, image_token_id=IMAGE, projection_dim=64)
-
+from tiny_families import (
+    END,
+    IMAGE,
+    MROPE,
+    START,
+    TEXT,
+    gemma3,
+    idefics3,
+    internvl,
+    llava,
+    llava_full,
+    llava_next,
+    llava_pixtral,
+    llava_siglip,
+    mistral3,
+    onevision,
+    paligemma,
+    qwen2_5_vl,
+    qwen2_vl,
+    qwen3_vl,
+    qwen3_vl_moe,
+    smolvlm,
+    vipllava,
+)
 
 # family: (config, shape of pixel_values, further inputs)
 FAMILIES: dict[str, tuple[Callable[[], Any], tuple[int, ...], dict[str, Any]]] = {
