@@ -8,9 +8,23 @@ from foveate.mini import mini_path
 if TYPE_CHECKING:
     from foveate import cost, methods
     from foveate.entry import prune
-    from foveate.methods import VTW, FastV, HiMAP, Random, Uniform, VisiPruner
+    from foveate.methods import VTW, FastV, HiMAP, Random, Share, Uniform, VisiPruner
+    from foveate.policy import Policy
 
-__all__ = ["VTW", "FastV", "HiMAP", "Random", "Uniform", "VisiPruner", "cost", "methods", "mini_path", "prune"]
+__all__ = [
+    "VTW",
+    "FastV",
+    "HiMAP",
+    "Policy",
+    "Random",
+    "Share",
+    "Uniform",
+    "VisiPruner",
+    "cost",
+    "methods",
+    "mini_path",
+    "prune",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -18,7 +32,8 @@ def __getattr__(name: str) -> Any:
     if name in ("cost", "methods"):
         return import_module(f"foveate.{name}")
     if name in __all__:
-        return getattr(import_module("foveate.entry" if name == "prune" else "foveate.methods"), name)
+        place = {"prune": "foveate.entry", "Policy": "foveate.policy"}.get(name, "foveate.methods")
+        return getattr(import_module(place), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

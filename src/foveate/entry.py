@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from foveate.methods import Method, by_name
+from foveate.policy.guard import Guarded
+from foveate.policy.policy import Policy
 from foveate.pruning.engine import Pruned
 
 
-def prune(model: PreTrainedModel, method: Method | str, visual: Tensor | None = None) -> Pruned:
+def prune(model: PreTrainedModel, method: Method | Policy | str | Path, visual: Tensor | None = None) -> Pruned:
     """Drop visual tokens at chosen decoder layers of a model, while it reads a prompt.
 
         with foveate.prune(model, foveate.HiMAP()) as pruned:
@@ -23,14 +27,22 @@ def prune(model: PreTrainedModel, method: Method | str, visual: Tensor | None = 
 
     Args:
         model: a transformers model whose prompts hold one token per visual feature.
-        method: a method of `foveate.methods`, or its name for the published defaults.
+        method: a method of `foveate.methods`, or its name for the published defaults; or a policy made for this model,
+            or its file ("policy.json"). A policy with a guard runs prompts again whose answers it cannot trust.
         visual: (B, L) bool, where the visual tokens of the prompt are; only for calls with `inputs_embeds`, otherwise
             the token ids tell.
 
     Raises:
-        ValueError: unknown method, a layer out of range, no transformers model, or one that is being pruned already.
+        ValueError: unknown method, a layer out of range, no transformers model, or one that is being pruned already; a
+            policy that was made for another model, or a file that is no policy.
         NotImplementedError: a model whose visual tokens cannot be dropped.
     """
+    if isinstance(method, Path) or (isinstance(method, str) and method.endswith(".json")):
+        method = Policy.load(method)
+    if isinstance(method, Policy):
+        method.check(model)
+        entry = method.entry
+        return Guarded(model, entry.method, entry.guard, visual) if entry.guard else Pruned(model, entry.method, visual)
     if isinstance(method, str):
         method = by_name(method)()
     if not isinstance(method, Method):

@@ -43,12 +43,14 @@ def estimate(
     Raises ValueError for a schedule outside the model's layers, NotImplementedError for an unknown architecture.
     """
     layers = cost.decoder_shape(config).layers
+    schedule = method.schedule(layers, visual)
+    counts = cost.visual_per_layer(layers, visual, schedule)
     return cost.compare(
         config,
         visual,
-        method.schedule(layers, visual),
+        schedule,
         text=text,
-        scored=method.scored(layers, visual, text - system, text + visual),
+        scored=method.scored(counts, text - system, text + visual),
         images=images,
         new_tokens=new_tokens,
         dtype=dtype,

@@ -5,7 +5,7 @@ import types
 from collections.abc import Sequence
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from foveate.methods import Method, by_name
+from foveate.methods import Method, Share, by_name
 
 TRUTHS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
@@ -40,7 +40,7 @@ def field_types(method: type) -> dict[str, Any]:
 def parse(text: str, hint: Any) -> Any:
     """`text` as a value of the type `hint`: "64" is an int where a type takes both int and float, "64.0" a float.
 
-    A tuple is a list of words with commas. Raises ValueError if the text is no such value.
+    A tuple is a list of words with commas, a share of the score "share=0.9". Raises ValueError if it is no such value.
     """
     if get_origin(hint) in (Union, types.UnionType):
         # The narrower type first: a count of 64 must not become the fraction 64.0.
@@ -66,6 +66,10 @@ def parse(text: str, hint: Any) -> Any:
         if text.lower() != "none":
             raise ValueError(text)
         return None
+    if hint is Share:
+        if not text.startswith("share="):
+            raise ValueError(text)
+        return Share(float(text.removeprefix("share=")))
     return hint(text)
 
 
@@ -84,6 +88,7 @@ def describe(hint: Any) -> str:
         float: "a number with a point",
         bool: "true or false",
         str: "a word",
+        Share: "share=P, the smallest set with that share of the score",
     }.get(hint, str(hint))
 
 
