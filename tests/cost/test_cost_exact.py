@@ -163,7 +163,8 @@ def test_a_pruned_prefill_with_its_scoring_costs_what_torch_counts(method):
     with foveate.prune(model, method) as pruned:
         real = counted(lambda: model(**inputs, logits_to_keep=1))
 
-    assert pruned.trace.flops + tower.total == pytest.approx(real, rel=CLOSE)
+    assert bool(pruned.trace.spared) == bool(pruned.trace.stages)
+    assert pruned.trace.flops - pruned.trace.spared + tower.total == pytest.approx(real, rel=CLOSE)
 
 
 # (Gemma 3's prompt outgrows its window here, which the engine refuses.)
@@ -178,4 +179,5 @@ def test_a_pruned_prefill_of_every_family_costs_what_torch_counts(family):
     with foveate.prune(model, foveate.HiMAP(layer1=1, keep1=0.5, layer2=2, keep2=0.25)) as pruned:
         real = counted(lambda: model(**inputs, logits_to_keep=1))
 
-    assert pruned.trace.flops + tower.total == pytest.approx(real, rel=CLOSE)
+    assert bool(pruned.trace.spared) == bool(pruned.trace.stages)
+    assert pruned.trace.flops - pruned.trace.spared + tower.total == pytest.approx(real, rel=CLOSE)

@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, PreTrainedModel
+from transformers import Cache, DynamicCache, PreTrainedModel
 
 from foveate.pruning import compiled, families
 from foveate.pruning.cut import causal_mask, pack, prompt_mask, take
 from foveate.pruning.guard import always_ending, guard, refuse_labels, shadow
+from foveate.pruning.last import holds_exactly, unwatched, wants_last_token_only
 from foveate.pruning.layout import Layout, padding_of
 from foveate.pruning.run import Forward, Runs, followed
 from foveate.pruning.stages import Prompt, Stage
@@ -81,7 +82,7 @@ class Pruned:
     # -- coming and going
 
     def _install(self) -> None:
-        """A call passes the hooks in this order: model, base model, decoder, its layers, and the decoder's end.
+        """A call passes the hooks in this order: model (two), base model, decoder, its layers, and the decoder's end.
 
         Where two of them are one module, as in a bare text model, the order of registration is the order of the hooks.
         """
@@ -90,6 +91,7 @@ class Pruned:
         undo.callback(compiled.forget_graphs, self.given)
         undo.callback(self._tap.close)
         undo.callback(self.model.register_forward_pre_hook(refuse_labels, with_kwargs=True).remove)
+        undo.callback(self.model.register_forward_pre_hook(self._on_call, with_kwargs=True).remove)
         undo.callback(base.register_forward_pre_hook(self._on_model, with_kwargs=True).remove)
         undo.callback(self.decoder.register_forward_pre_hook(self._on_decoder, with_kwargs=True).remove)
         for layer, module in enumerate(self.decoder.layers):
@@ -125,6 +127,10 @@ class Pruned:
 
     # -- what happens in a forward pass, in this order
 
+    def _on_call(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        """What does the caller want to see?"""
+        self._runs.current.last_alone = wants_last_token_only(kwargs, self.config)
+
     def _on_model(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         """Find the visual tokens, by their ids or by the mask that was given."""
         call = dict(zip(self._parameters, args, strict=False)) | kwargs
@@ -147,7 +153,7 @@ class Pruned:
     def _on_decoder(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         """Is this a new prompt, or tokens that follow one?"""
         run = self._runs.current
-        visual, padding, length = run.found, run.padding, run.prompt
+        visual, padding, length, last_alone = run.found, run.padding, run.prompt, run.last_alone
         self._end()
         cache: Cache | None = kwargs.get("past_key_values")
         prompt = None if cache is None else Prompt.held_by(cache)
@@ -164,6 +170,8 @@ class Pruned:
             run.forward = Forward(prompt, padding)
         elif visual is not None:
             run.forward = self._new_prompt(visual, padding, cache, visual.shape[1] if length is None else length)
+            if run.forward is not None:
+                run.forward.last_alone = last_alone and self._may_shorten_last(run.forward, cache)
 
     def _new_prompt(self, visual: Tensor, padding: Tensor | None, cache: Cache | None, length: int) -> Forward | None:
         """The prompt is the first `length` tokens; a draft or an answer that is read again may follow it."""
@@ -239,8 +247,39 @@ class Pruned:
         mask, rope = forward.shared[kind]
         # position_ids: only flash attention reads them, and would take their gaps for packed sequences
         positions = None if reading else kwargs.get("position_ids")
-        fitting = {"attention_mask": mask, "position_embeddings": rope, "position_ids": positions}
-        return (hidden, *args[1:]), kwargs | fitting
+        fitting = kwargs | {"attention_mask": mask, "position_embeddings": rope, "position_ids": positions}
+        if forward.last_alone and layer == len(self.kinds) - 1 and hidden.shape[1] > 1:
+            hidden, fitting = self._last_alone(forward, stage, module, hidden, fitting)
+        return (hidden, *args[1:]), fitting
+
+    def _may_shorten_last(self, forward: Forward, cache: Cache | None) -> bool:
+        """Whether the last layer may compute the last token alone, if that is all the caller wants."""
+        last, base = len(self.kinds) - 1, self.model.base_model
+        return (
+            not (forward.later or last in self.edited or self.decoder.training or torch.compiler.is_compiling())
+            and holds_exactly(cache)
+            and unwatched(self.decoder.layers[last], (self.decoder.norm, self.decoder, base))
+        )
+
+    def _last_alone(
+        self, forward: Forward, stage: Stage, module: nn.Module, hidden: Tensor, kwargs: dict[str, Any]
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """The other tokens leave their keys and values; the last one then runs as a token that follows them."""
+        layer, rope = len(self.kinds) - 1, kwargs["position_embeddings"]
+        cache = kwargs.get("past_key_values")
+        cache = DynamicCache() if cache is None else cache
+        first = {"past_key_values": cache, "attention_mask": None}
+        self._tap.fill(module, hidden[:, :-1], kwargs | first | {"position_embeddings": [x[..., :-1, :] for x in rope]})
+        hidden = hidden[:, -1:]  # (B, 1, D)
+        mask = causal_mask(self.config, self.kinds[layer], hidden, stage.valid, cache, layer)
+        forward.prompt.last_alone = True
+        end = torch.full_like(stage.index[:, -1:], stage.index.shape[1] - 1)  # (B, 1)
+        forward.stage = Stage(layer, stage.index[:, -1:], None, stage.layout.take(end, None))
+        return hidden, kwargs | {
+            "past_key_values": cache,
+            "attention_mask": mask,
+            "position_embeddings": tuple(x[..., -1:, :] for x in rope),
+        }
 
     def _cut(
         self, forward: Forward, decide: Decide, counts: Counts, layer: int, hidden: Tensor, cache: Cache | None
@@ -300,6 +339,7 @@ class Pruned:
         """This thread is in no forward pass, or has left it."""
         run = self._runs.current
         run.found = run.padding = run.forward = None
+        run.last_alone = False
         if run.reading:
             run.reading = False
             self._tap.close()

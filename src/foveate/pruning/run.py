@@ -24,6 +24,7 @@ class Forward:
         decide: the method's decision while the prompt is read; None afterwards.
         host: the prompt's layout on the CPU; None after the prompt.
         counts: what is left in each row at the layer that runs; None after the prompt.
+        last_alone: of what the last layer puts out, nobody looks at more than the last token.
         later: tokens read together with the prompt that are none of it, after it: a draft, or an answer without cache.
         stage: in force at the layer that runs; None: nothing has been dropped.
         shared: mask and rope of the stage, by kind of layer.
@@ -37,6 +38,7 @@ class Forward:
     later: int = 0
     stage: Stage | None = None
     shared: dict[str, tuple[Tensor | None, tuple[Tensor, ...]]] = field(default_factory=dict)
+    last_alone: bool = False
 
     def enter(self, stage: Stage) -> None:
         """From the layer that runs on, `stage` is in force."""
@@ -73,6 +75,7 @@ class Run:
         prompt: how long the prompt is of the `generate` that this thread is in; None outside of one.
         found: (B, L) bool, visual positions of a call that has reached the model and not yet its decoder.
         padding: (B, kv) bool, False on padding, of that call.
+        last_alone: nothing but the logits of its last token was asked for.
         forward: the pass through the decoder; None outside, or if nothing is pruned.
         reading: a prompt is being read, so this thread holds the tap.
     """
@@ -80,6 +83,7 @@ class Run:
     prompt: int | None = None
     found: Tensor | None = None
     padding: Tensor | None = None
+    last_alone: bool = False
     forward: Forward | None = None
     reading: bool = False
 

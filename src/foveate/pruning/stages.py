@@ -50,6 +50,7 @@ class Prompt:
     layout: Layout
     stages: list[Stage] = field(default_factory=list)
     scored: dict[int, int] = field(default_factory=dict)  # layer -> attention rows computed for the method
+    last_alone: bool = False  # of the last layer, all but the last token's rows was left out
 
     @property
     def length(self) -> int:

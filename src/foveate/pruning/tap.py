@@ -213,6 +213,10 @@ class Plan:
         return cls(bands if len(bands) <= MAX_BANDS else None, start, counts)
 
 
+class Filled(Exception):
+    """A layer has come as far as it had to: its keys and values are in the cache."""
+
+
 class Tap:
     """Shows the attention of chosen layers to the engine while one prompt is read.
 
@@ -226,6 +230,7 @@ class Tap:
         self.reader = 0  # the thread that reads a prompt
         self.edits: Callable[[torch.device], Sequence[Edit]] | None = None  # of the next tapped layer
         self.seen: Callable[[Tensor], Attention] | None = None  # of the last tapped layer
+        self.filling: Any = None  # the attention module that runs for its keys and values only
 
     def open(self, modules: Iterable[Any]) -> None:
         """Tap these attention modules for calls from this thread, until `close`."""
@@ -234,8 +239,7 @@ class Tap:
         ALL_ATTENTION_FUNCTIONS[self.name] = self.attend  # in this process' local mapping, until `close`
         for module in modules:
             self.configs[module] = module.config
-            module.config = copy.copy(module.config)
-            module.config._attn_implementation_internal = self.name
+            module.config = self._tapped(module.config)
 
     def close(self) -> None:
         """Give every config back and forget what was seen."""
@@ -249,6 +253,8 @@ class Tap:
         self, module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs
     ) -> tuple[Tensor, Tensor | None]:
         """An attention function of transformers: the user's own, then remember what went in and came out."""
+        if module is self.filling and threading.get_ident() == self.reader:
+            raise Filled
         module = self._untapped(module)
         kernel = attention_function(module)
         if threading.get_ident() != self.reader:
@@ -276,9 +282,28 @@ class Tap:
         self.seen = lambda real: Attention(query, key, value, output, mask, real, scaling)
         return output, weights
 
+    def fill(self, layer: Any, hidden: Tensor, kwargs: dict[str, Any]) -> None:
+        """Run a decoder layer no further than to its attention: its cache gets the keys and values of `hidden`."""
+        module = layer.self_attn
+        self.configs[module], self.filling = module.config, module
+        module.config = self._tapped(module.config)
+        try:
+            layer.forward(hidden, **kwargs)
+        except Filled:
+            pass
+        finally:
+            self.filling = None
+            module.config = self.configs[module]
+            del self.configs[module]
+
     def attention(self, real: Tensor) -> Attention | None:
         """What the last tapped layer computed over survivors (`real` (B, M) False on filler); None if none was."""
         return None if self.seen is None else self.seen(real)
+
+    def _tapped(self, config: PretrainedConfig) -> PretrainedConfig:
+        config = copy.copy(config)
+        config._attn_implementation_internal = self.name
+        return config
 
     def _untapped(self, module: Any) -> Any:
         """The module as kernels should see it, with the user's config; the same parameters."""

@@ -48,9 +48,24 @@ class Trace:
     def flops(self) -> int:
         """Exact FLOPs (two per multiply-add) of decoder and LM head over this prompt, whole batch, scoring included.
 
-        The vision tower is not in it; `foveate.cost.prefill` adds it, given the images.
+        The vision tower is not in it; `foveate.cost.prefill` adds it, given the images. It is the method's cost, which
+        can be known beforehand: `spared` is not taken off.
         """
         return cost.prefill(self._config, self.tokens, scored=self._prompt.scored, images=0).total
+
+    @property
+    def spared(self) -> int:
+        """FLOPs of the last layer that were not computed, since nobody looked at more than its last token.
+
+        All tokens had their queries, keys and values made there; attention, its output projection and the FFN ran for
+        one token of each sample.
+        """
+        if not self._prompt.last_alone:
+            return 0
+        shape = cost.decoder_shape(self._config)
+        heads = shape.heads * shape.head_dim
+        each = 2 * (shape.hidden * heads + shape.ffn[-1])  # of a token, but for attention
+        return sum((n - 1) * (each + 4 * heads * n) for n in self.tokens[-1])
 
     @property
     def dense_flops(self) -> int:
