@@ -23,7 +23,7 @@ from foveate.flow.replay import decoder_of, depth_of, next_logits, watch
 from foveate.flow.result import Result, collect, over
 from foveate.flow.samples import Batch
 from foveate.pruning.layout import GROUPS, Layout
-from foveate.pruning.tap import CHUNK, Attention, allowed
+from foveate.pruning.tap import ROWS_BYTES, Attention, allowed
 
 Reduce = Literal["signed", "meanabs"]
 Variant = Literal["exact", "released"]
@@ -143,8 +143,9 @@ def summed(attention: Attention, gradient: Tensor, layout: Layout, reduce: Reduc
     batch, length, groups = member.shape
     flow, edges = member.new_zeros(batch, groups, groups), member.new_zeros(batch, groups, groups)
     sent = member.new_zeros(batch, length)
-    for start in range(0, length, CHUNK):
-        rows = torch.arange(start, min(start + CHUNK, length), device=gradient.device).expand(batch, -1)
+    step = max(1, ROWS_BYTES // (4 * batch * gradient.shape[2] * length))
+    for start in range(0, length, step):
+        rows = torch.arange(start, min(start + step, length), device=gradient.device).expand(batch, -1)
         weights = attention.rows(rows)  # (B, H, r, L)
         per_edge = reduced(weights, output_to_weights(gradient[:, rows[0]], attention.value), reduce, variant)
         readers = member[:, rows[0]].mT  # (B, group, r)
