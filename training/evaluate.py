@@ -1,17 +1,17 @@
-"""Accuracy of a checkpoint on held-out scenes, per task, with the picture and with a blank one in its place.
+"""What a checkpoint can do on held-out scenes and on easy-VQA's test split, with the picture and with a blank one.
 
-    python training/evaluate.py                      # the embedded mini, 500 questions of each task
-    python training/evaluate.py FOLDER --limit 200 --json results.json
+    python training/evaluate.py                      # the embedded mini, 300 questions of each task
+    python training/evaluate.py FOLDER --limit 100 --easy-vqa 500 --json results.json
 
-`prior` is what always giving the commonest answer would reach on these very questions.
+Each task is scored by its own metric. `prior` is what always giving the commonest answer would score on these very
+questions. Scenes come from a seed of their own, which no benchmark uses by default.
 """
 
 import argparse
 import json
-from collections import Counter, defaultdict
+from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 from rich.console import Console
@@ -20,95 +20,84 @@ from rich.table import Table
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import foveate
-from foveate.suite.questions import NEGATIVES, TASKS, Question, existence
-from foveate.suite.scenes import SIZE, Scene, draw_scene
+from foveate.suite.metrics import METRICS, score
+from foveate.suite.scenes import SIZE
+from foveate.suite.tasks import DRAWN, Sample, draw
+
+BLANK = Image.new("RGB", (SIZE, SIZE), (128, 128, 128))
 
 
-def held_out_questions(limit: int, seed: int = 0) -> list[tuple[Scene, Question, str]]:
-    """(scene, question, row of the table): `limit` questions a task; of existence as many yes as no of each kind.
-
-    Every question has a scene to itself.
-    """
-    asked = []
-    rows = [(f"existence, {kind}", kind) for kind in NEGATIVES] + [(t, None) for t in TASKS if t != "existence"]
-    number = seed * 10**7
-    for row, kind in rows:
-        found = 0
-        while found < limit:
-            scene, rng = draw_scene("held-out", number), np.random.default_rng([5, number])
-            number += 1
-            question = existence(scene, rng, kind if found % 2 else None) if kind else TASKS[row](scene, rng)
-            if question:
-                asked.append((scene, question, row))
-                found += 1
-    return asked
+def samples_of(limit: int, easy: int, seed: int) -> list[Sample]:
+    """`limit` questions of each task (of existence for each kind of negatives), `easy` of easy-VQA."""
+    others = tuple(task for task in DRAWN if task != "existence")
+    asked = [*draw(("existence",), 3 * limit, seed), *draw(others, limit, seed)]
+    return asked + (draw(("easy-vqa",), easy, seed) if easy else [])
 
 
-def answer(model, processor, pictures, questions, batch: int = 32) -> list[str]:
-    """Greedy answers of the model, without the question and without surrounding spaces."""
-    said = []
-    for start in track(range(0, len(questions), batch), description="answering", transient=True):
-        piece = slice(start, start + batch)
-        prompts = []
-        for text in questions[piece]:
-            turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}
-            prompts.append(processor.apply_chat_template([turn], add_generation_prompt=True))
-        inputs = processor(text=prompts, images=pictures[piece], padding=True, return_tensors="pt").to(model.device)
+def answer(model, processor, samples: list[Sample], blank: bool, batch: int = 32) -> list[str]:
+    """Greedy answers, without the question and without surrounding spaces."""
+    order = sorted(range(len(samples)), key=lambda i: (samples[i].longest, len(samples[i].question)))
+    said = [""] * len(samples)
+    starts = range(0, len(order), batch)
+    for start in track(starts, description="answering" + " blind" * blank, transient=True):
+        places = order[start : start + batch]
+        turns = [
+            [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": samples[i].question}]}]
+            for i in places
+        ]
+        prompts = [processor.apply_chat_template(turn, add_generation_prompt=True) for turn in turns]
+        pictures = [BLANK if blank else samples[i].picture() for i in places]
+        inputs = processor(text=prompts, images=pictures, padding=True, return_tensors="pt").to(model.device)
         inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
         with torch.inference_mode():
-            out = model.generate(**inputs, max_new_tokens=48, do_sample=False)
-        said += processor.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    return [text.strip() for text in said]
+            out = model.generate(**inputs, max_new_tokens=max(samples[i].longest for i in places), do_sample=False)
+        told = processor.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        for i, text in zip(places, told, strict=True):
+            said[i] = text.strip()
+    return said
 
 
-def evaluate(model, processor, limit: int, seed: int = 0) -> tuple[dict, list[dict]]:
-    """({row: {"right", "blank", "prior", "questions"}}, every answer)."""
-    asked = held_out_questions(limit, seed)
-    asked.sort(key=lambda item: len(item[1].question))  # batches of like lengths
-    questions = [q.question for _, q, _ in asked]
-    seen = answer(model, processor, [s.picture for s, _, _ in asked], questions)
-    blind = answer(model, processor, [Image.new("RGB", (SIZE, SIZE), (128, 128, 128))] * len(asked), questions)
-    records, by_row = [], defaultdict(list)
-    for (_, question, row), with_picture, without in zip(asked, seen, blind, strict=True):
-        record = {
-            "row": row,
-            "question": question.question,
-            "answers": question.answers,
-            "said": with_picture,
-            "blank": without,
-            "negative": question.negative,
-        }
-        records.append(record)
-        by_row[row].append(record)
-        if row.startswith("existence"):
-            by_row["existence"].append(record)
+def evaluate(model, processor, samples: list[Sample]) -> tuple[dict, list[dict]]:
+    """({row: {"metric", "score", "blank", ...}}, every answer); a row is a task or a kind of negatives."""
+    seen, blind = answer(model, processor, samples, False), answer(model, processor, samples, True)
+    rows: dict[str, list[int]] = {}
+    for i, sample in enumerate(samples):
+        rows.setdefault(sample.task, []).append(i)
+        if sample.kind:
+            rows.setdefault(f"{sample.task}, {sample.kind}", []).append(i)
     table = {}
-    for row, found in by_row.items():
-        commonest = Counter(r["answers"][0] for r in found).most_common(1)[0][1]
-        table[row] = {
-            "right": float(np.mean([r["said"] in r["answers"] for r in found])),
-            "blank": float(np.mean([r["blank"] in r["answers"] for r in found])),
-            "prior": commonest / len(found),
-            "questions": len(found),
-        }
+    for row, places in rows.items():
+        metric, truths = samples[places[0]].metrics[0], [samples[i].answers for i in places]
+        commonest = Counter(truth[0] for truth in truths).most_common(1)[0][0]
+        told = {"score": [seen[i] for i in places], "blank": [blind[i] for i in places]}
+        told["prior"] = [commonest] * len(places)
+        figures = {k: METRICS[metric].scale * float(score(metric, said, truths).mean()) for k, said in told.items()}
+        table[row] = {"metric": METRICS[metric].title, **figures, "questions": len(places)}
+    records = [
+        {"name": s.name, "kind": s.kind, "question": s.question, "answers": s.answers, "said": a, "blank": b}
+        for s, a, b in zip(samples, seen, blind, strict=True)
+    ]
     return table, records
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", nargs="?", default=foveate.mini_path())
-    parser.add_argument("--limit", type=int, default=500)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--limit", type=int, default=300)
+    parser.add_argument("--easy-vqa", type=int, default=10**6, help="questions of its test split; 0 for none")
+    parser.add_argument("--seed", type=int, default=100)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = AutoModelForImageTextToText.from_pretrained(options.folder, dtype=torch.float32).to(device).eval()
-    table, records = evaluate(model, AutoProcessor.from_pretrained(options.folder), options.limit, options.seed)
-    shown = Table("task", "right %", "blank picture %", "prior %", "questions")
-    for row, found in sorted(table.items()):
-        shown.add_row(row, *(f"{100 * found[k]:.1f}" for k in ("right", "blank", "prior")), str(found["questions"]))
+    samples = samples_of(options.limit, options.easy_vqa, options.seed)
+    table, records = evaluate(model, AutoProcessor.from_pretrained(options.folder), samples)
+    shown = Table("task", "metric", "score", "blank picture", "prior", "questions")
+    for row, found in table.items():
+        shown.add_row(row, found["metric"], *(f"{found[k]:.1f}" for k in ("score", "blank", "prior")),
+                      str(found["questions"]))  # fmt: skip
     Console().print(shown)
     if options.json:
         options.json.write_text(json.dumps({"table": table, "answers": records}, indent=1))
