@@ -10,6 +10,7 @@ import typer
 
 from foveate.cli.ask import ask
 from foveate.cli.bench import bench
+from foveate.cli.calibrate import calibrate
 from foveate.cli.cost import cost
 from foveate.cli.methods import methods
 from foveate.cli.profile import profile
@@ -39,5 +40,5 @@ def main(
 
 
 app.callback()(main)
-for command in (ask, methods, bench, cost, profile):
+for command in (ask, methods, bench, calibrate, cost, profile):
     app.command()(command)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -29,7 +29,7 @@ from foveate.policy.kinds import DEFAULT, KINDS, kind_of
 from foveate.policy.policy import Entry, Figure, Guard, Measured, Model, Policy
 from foveate.policy.replay import Outcome
 from foveate.policy.schedule import Dense, Schedule
-from foveate.policy.search import FAMILIES, Budget, Candidate, Search, candidate_of, vtw_layer
+from foveate.policy.search import CHANCE, FAMILIES, Budget, Candidate, Search, candidate_of, vtw_layer
 from foveate.policy.trials import Outcomes, Trials, name_of, share, solve
 from foveate.suite import statistics
 from foveate.suite.dial import scale_layers
@@ -42,6 +42,7 @@ Advance = Callable[[str, int, int], None]
 PUBLISHED = ("fastv", "himap", "vtw", "visipruner")
 FEWEST = 12  # samples of a kind that get an entry of their own
 FRONT = (0.25, 0.5, 0.7)  # budgets beside the one asked for, for the picture
+FINE = (0.2, 0.3, 0.4, 0.6, 0.7, 0.8, 0.9)  # where the cheapest is wanted
 AGAIN = 8  # shapes that another budget or kind starts from
 TIMED = 3  # prompts, each in as many rounds
 
@@ -76,6 +77,10 @@ class Request:
     seed: int = 0
     data: str = "suite"
 
+    @property
+    def constrained(self) -> bool:
+        return self.max_kl is not None or self.agreement is not None
+
 
 @dataclass(frozen=True)
 class Point:
@@ -109,6 +114,52 @@ class Report:
     quoted: Mapping[str, Outcomes]  # by the name of the method
 
 
+def one_budget(flops: float | None, speedup: float | None, keep: float | None, constrained: bool) -> tuple[str, float]:
+    """The kind and the target of the one budget that was given; with a constraint it may be left out.
+
+    Raises ValueError for none, for several, and for a share that is none.
+    """
+    given = {
+        name: value for name, value in (("flops", flops), ("speedup", speedup), ("keep", keep)) if value is not None
+    }
+    if not given and constrained:
+        return "flops", 1.0
+    if len(given) != 1:
+        raise ValueError("give one budget: --flops 0.35, --speedup 2 or --keep 0.2; or a constraint, --agreement 0.99")
+    ((kind, target),) = given.items()
+    if kind == "speedup" and not 1 < target < 1000:
+        raise ValueError(f"--speedup {target:g} is no speedup: give more than 1")
+    if kind != "speedup" and not 0 < target <= 1:
+        raise ValueError(f"--{kind} {target:g} is no share of the dense model's: give more than 0 and at most 1")
+    return kind, target
+
+
+def families_of(names: Sequence[str]) -> tuple[str, ...]:
+    """The families to search, cheap ones first: a free schedule begins with what they found."""
+    if unknown := [name for name in names if name not in FAMILIES]:
+        raise ValueError(f"there is no method {unknown[0]!r} to calibrate; there are {', '.join(FAMILIES)}")
+    if not names:
+        raise ValueError(f"give --methods, some of {', '.join(FAMILIES)}")
+    return tuple(family for family in FAMILIES if family in names)
+
+
+def check(request: Request) -> None:
+    """Refuse constraints and bounds that are none, before anything is loaded."""
+    for name, value, most in (
+        ("--agreement", request.agreement, 1.0),
+        ("--guard", request.guard, 0.5),
+        ("--confidence", request.confidence, 1.0),
+        ("--max-kl", request.max_kl, np.inf),
+        ("--eta", request.eta, np.inf),
+    ):
+        if value is not None and not (0 < value <= most and value < np.inf):
+            raise ValueError(
+                f"{name} {value:g} is out of range: give more than 0" + f" and at most {most:g}" * (most < np.inf)
+            )
+    if request.confidence == 1:
+        raise ValueError("--confidence 1 is certainty, which no number of samples gives: give less")
+
+
 def kind_of_sample(by_kind: bool) -> Callable[[Sample], str]:
     return (lambda sample: kind_of(sample.question)) if by_kind else (lambda sample: DEFAULT)
 
@@ -131,10 +182,12 @@ def calibrate(model: Any, processor: Any, request: Request, sets: Sets, place: P
 
     searched = trials_of("searched", sets.searched)
     budget = budget_of(model, request, searched)
-    search, withdrawal = search_all(searched, budget, request, advance)
-    best = pick(search, request)
-    entries = {DEFAULT: best, **(kinds_of(searched, search, request, advance) if request.by_kind else {})}
+    open_end = request.constrained and budget.target == 1.0  # a constraint alone: search in the middle
+    search, withdrawal = search_all(searched, replace(budget, target=0.5) if open_end else budget, request, advance)
     front = front_of(searched, search, request, advance)
+    best = pick(search.found.values(), budget.target, request)
+    by_kind_found = kinds_of(searched, search, budget.target, request, advance) if request.by_kind else {}
+    entries = {DEFAULT: best, **by_kind_found}
 
     quoted = trials_of("quoted", sets.quoted)
     others = {**front, **published(search.layers, withdrawal[0])}
@@ -307,15 +360,13 @@ def shared(method: Method, p: float) -> Method:
     return replace(method, **{field: Share(p) for field in fractions_of(method)})
 
 
-def pick(search: Search, request: Request) -> Candidate:
+def pick(found: Iterable[Candidate], limit: float, request: Request) -> Candidate:
     """The most faithful within the budget; with a constraint the cheapest that fulfils it. ValueError if none does."""
-    fitting = search.fitting
+    fitting = [c for c in found if c.cost <= limit * CHANCE]
     if not fitting:
-        raise ValueError(
-            f"nothing that was tried costs {search.budget.target:.1%} of dense or less: raise the budget or --trials"
-        )
-    if request.max_kl is None and request.agreement is None:
-        return fitting[0]
+        raise ValueError(f"nothing that was tried costs {limit:.1%} of dense or less: raise the budget or --trials")
+    if not request.constrained:
+        return min(fitting, key=lambda c: c.loss)
     meets = [
         c
         for c in fitting
@@ -330,7 +381,7 @@ def pick(search: Search, request: Request) -> Candidate:
     return min(meets, key=lambda c: c.cost)
 
 
-def kinds_of(trials: Trials, search: Search, request: Request, advance: Advance) -> dict[str, Candidate]:
+def kinds_of(trials: Trials, search: Search, limit: float, request: Request, advance: Advance) -> dict[str, Candidate]:
     """For each kind of question with enough samples the best of a search of its own, begun with what did well."""
     found = {}
     kinds = [k for k in KINDS if sum(trials.kind(sample) == k for sample in trials.samples) >= FEWEST]
@@ -349,8 +400,8 @@ def kinds_of(trials: Trials, search: Search, request: Request, advance: Advance)
         shapes = [c.shape for c in sorted(tried, key=lambda c: c.loss) if c.family == "schedule" and c.shape][:AGAIN]
         if "schedule" in request.families:
             own.family("schedule", len(shapes) + request.trials // 4, shapes)
-        if own.fitting:
-            found[k] = pick(own, request) if not (request.max_kl or request.agreement) else own.fitting[0]
+        with suppress(ValueError):  # no candidate fits or fulfils: the default serves this kind
+            found[k] = pick(own.found.values(), limit, request)
         told(1)
     return found
 
@@ -359,7 +410,8 @@ def front_of(trials: Trials, search: Search, request: Request, advance: Advance)
     """The best method at other budgets, from the shapes that did best at this one."""
     found = {}
     shapes = [c for c in search.fitting if c.shape is not None and c.family != "visipruner"][:AGAIN]
-    budgets = [b for b in request.front if abs(b - search.budget.target) > 0.02]
+    wanted = FINE if request.constrained else request.front
+    budgets = [b for b in wanted if abs(b - search.budget.target) > 0.02]
     told = counting(advance, "the front", len(budgets) * len(shapes))
     for target in budgets:
         other = Search(trials, Budget(search.budget.kind, target), request.seed, lambda: None)

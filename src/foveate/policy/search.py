@@ -16,6 +16,7 @@ from foveate.suite.dial import PUBLISHED_LAYERS
 FAMILIES = ("fastv", "himap", "vtw", "visipruner", "schedule")
 Dial = Callable[[float], Method]
 Shape = dict[str, Any]  # what Optuna draws; what is left, a dial, is solved for the budget
+CHANCE = 1.005  # a budget is met if the average over these very prompts is above it by no more than this
 STAGES = 3  # cuts of a free schedule, at most
 
 
@@ -197,8 +198,8 @@ class Search:
 
     @property
     def fitting(self) -> list[Candidate]:
-        """What was tried and costs no more than the budget, best first. Half a percent of it is the prompts' chance."""
-        within = [c for c in self.found.values() if c.cost <= self.budget.target * 1.005]
+        """What was tried and costs no more than the budget, best first."""
+        within = [c for c in self.found.values() if c.cost <= self.budget.target * CHANCE]
         return sorted(within, key=lambda candidate: candidate.loss)
 
 
