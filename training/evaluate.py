@@ -3,15 +3,17 @@
     python training/evaluate.py                      # the embedded mini, 300 questions of each task
     python training/evaluate.py FOLDER --limit 100 --easy-vqa 500 --json results.json
 
-Each task is scored by its own metric. `prior` is what always giving the commonest answer would score on these very
-questions. Scenes come from a seed of their own, which no benchmark uses by default.
+Each task is scored by its own metric. `prior` is what who never looks can reach: to each question the answer that is
+commonest in training for its form, names and colours left out. Scenes come from a seed of their own, which no benchmark uses by default.
 """
 
 import argparse
 import json
-from collections import Counter
+import re
+from collections import Counter, defaultdict
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from rich.console import Console
@@ -20,8 +22,10 @@ from rich.table import Table
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import foveate
+from foveate.suite.easy_vqa import easy_vqa
 from foveate.suite.metrics import METRICS, score
-from foveate.suite.scenes import SIZE
+from foveate.suite.questions import ask, plural
+from foveate.suite.scenes import COLOURS, SHAPES, SIZE, draw_scene, pictograms
 from foveate.suite.tasks import DRAWN, Sample, draw
 
 BLANK = Image.new("RGB", (SIZE, SIZE), (128, 128, 128))
@@ -32,6 +36,24 @@ def samples_of(limit: int, easy: int, seed: int) -> list[Sample]:
     others = tuple(task for task in DRAWN if task != "existence")
     asked = [*draw(("existence",), 3 * limit, seed), *draw(others, limit, seed)]
     return asked + (draw(("easy-vqa",), easy, seed) if easy else [])
+
+
+def form(question: str) -> str:
+    """A question without the names and colours in it, as in: how many _ are there?"""
+    named = sorted((w for n in (*SHAPES, *pictograms(), *COLOURS) for w in (n, plural(n))), key=len, reverse=True)
+    return re.sub(rf"\b(an? )?({'|'.join(named)})\b", "_", question)
+
+
+def priors(scenes: int = 4000) -> dict[tuple[str, str], str]:
+    """(task, form of the question) -> the commonest answer in training."""
+    counts: dict[tuple[str, str], Counter] = defaultdict(Counter)
+    for seed in range(scenes):
+        for q in ask(draw_scene("train", 2 * 10**9 + seed), np.random.default_rng([9, seed])):
+            counts[q.task, form(q.question)][q.answers[0]] += 1
+    for shown in easy_vqa("train"):
+        for question, reply in shown.questions:
+            counts["easy-vqa", form(question)][reply] += 1
+    return {key: count.most_common(1)[0][0] for key, count in counts.items()}
 
 
 def answer(model, processor, samples: list[Sample], blank: bool, batch: int = 32) -> list[str]:
@@ -59,6 +81,7 @@ def answer(model, processor, samples: list[Sample], blank: bool, batch: int = 32
 
 def evaluate(model, processor, samples: list[Sample]) -> tuple[dict, list[dict]]:
     """({row: {"metric", "score", "blank", ...}}, every answer); a row is a task or a kind of negatives."""
+    prior = priors()
     seen, blind = answer(model, processor, samples, False), answer(model, processor, samples, True)
     rows: dict[str, list[int]] = {}
     for i, sample in enumerate(samples):
@@ -68,9 +91,11 @@ def evaluate(model, processor, samples: list[Sample]) -> tuple[dict, list[dict]]
     table = {}
     for row, places in rows.items():
         metric, truths = samples[places[0]].metrics[0], [samples[i].answers for i in places]
-        commonest = Counter(truth[0] for truth in truths).most_common(1)[0][0]
         told = {"score": [seen[i] for i in places], "blank": [blind[i] for i in places]}
-        told["prior"] = [commonest] * len(places)
+        forms = [
+            (s.task, s.question if s.task == "easy-vqa" else form(s.question)) for s in (samples[i] for i in places)
+        ]
+        told["prior"] = [prior.get(key, "") for key in forms]
         figures = {k: METRICS[metric].scale * float(score(metric, said, truths).mean()) for k, said in told.items()}
         table[row] = {"metric": METRICS[metric].title, **figures, "questions": len(places)}
     records = [
