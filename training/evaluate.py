@@ -4,7 +4,8 @@
     python training/evaluate.py FOLDER --limit 100 --easy-vqa 500 --json results.json
 
 Each task is scored by its own metric. `prior` is what who never looks can reach: to each question the answer that is
-commonest in training for its form, names and colours left out. Scenes come from a seed of their own, which no benchmark uses by default.
+commonest in training for its form, names and colours left out. Scenes come from a seed of their own, which no benchmark
+uses by default.
 """
 
 import argparse
