@@ -57,6 +57,7 @@ def calibrate(
         from foveate.ask import load
         from foveate.bench import write
         from foveate.policy import calibrate as job
+        from foveate.policy import request as asked
         from foveate.policy.data import sets_of
         from foveate.policy.search import optimiser
         from foveate.report import calibration as report
@@ -65,16 +66,16 @@ def calibrate(
 
         quiet()
         torch.set_num_threads(threads)
-        kind, target = job.one_budget(flops, speedup, keep, max_kl is not None or agreement is not None)
+        kind, target = asked.one_budget(flops, speedup, keep, max_kl is not None or agreement is not None)
         if out.suffix != ".json":
             raise ValueError(f'-o "{out}" has to be a file that ends in .json')
-        request = job.Request(
+        request = asked.Request(
             model=model,
             kind=kind,
             target=target,
             max_kl=max_kl,
             agreement=agreement,
-            families=job.families_of(split(methods)),
+            families=asked.families_of(split(methods)),
             trials=trials,
             eta=eta,
             guard=guard,
@@ -84,7 +85,7 @@ def calibrate(
             seed=seed,
             data=data,
         )
-        job.check(request)
+        asked.check(request)
         optimiser()
         sets = sets_of(data, split(tasks), (limit, quoted, 0 if guard is None else guarded), seed)
         loaded, processor = load(model, attn, dtype, device)

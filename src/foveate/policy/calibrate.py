@@ -7,79 +7,34 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
 
-import foveate
 from foveate import flow
 from foveate.bench import counting, fingerprint, spread
-from foveate.flow.withdrawal import ETA
-from foveate.measure import Clock, generate
-from foveate.methods import METHODS, Method, Share, Uniform
-from foveate.policy import bound
+from foveate.methods import Method, Uniform
+from foveate.policy.adaptive import adaptive_of
 from foveate.policy.data import Sets
-from foveate.policy.kinds import DEFAULT, KINDS, kind_of
-from foveate.policy.policy import Entry, Figure, Guard, Measured, Model, Policy
-from foveate.policy.replay import Outcome
-from foveate.policy.schedule import Dense, Schedule
-from foveate.policy.search import CHANCE, FAMILIES, Budget, Candidate, Search, candidate_of, vtw_layer
-from foveate.policy.trials import Outcomes, Trials, name_of, share, solve
-from foveate.suite import statistics
-from foveate.suite.dial import scale_layers
+from foveate.policy.figures import measured, published, some, timed
+from foveate.policy.guarding import check_guard, guard_of
+from foveate.policy.kinds import DEFAULT, KINDS, common, kind_of
+from foveate.policy.policy import Entry, Guard, Measured, Model, Policy
+from foveate.policy.request import Request
+from foveate.policy.schedule import Dense
+from foveate.policy.search import CHANCE, Budget, Candidate, Search, candidate_of, vtw_layer
+from foveate.policy.trials import Outcomes, Trials, name_of, share
 from foveate.suite.journal import Journal
-from foveate.suite.runner import Item
 from foveate.suite.tasks import Sample
-from foveate.suite.timing import on_device
 
 Advance = Callable[[str, int, int], None]
-PUBLISHED = ("fastv", "himap", "vtw", "visipruner")
 FEWEST = 12  # samples of a kind that get an entry of their own
-FRONT = (0.25, 0.5, 0.7)  # budgets beside the one asked for, for the picture
 FINE = (0.2, 0.3, 0.4, 0.6, 0.7, 0.8, 0.9)  # where the cheapest is wanted
 AGAIN = 8  # shapes that another budget or kind starts from
-TIMED = 3  # prompts, each in as many rounds
-
-
-@dataclass(frozen=True)
-class Request:
-    """What a calibration is asked to do.
-
-    Attributes:
-        kind, target: of the budget, see `search.Budget`; the kind "speedup" is a dense time over a pruned one.
-        max_kl, agreement: constraints on fidelity, or None.
-        trials: that Optuna draws for a free schedule; half as many for the other families.
-        eta: VTW's own threshold, nats.
-        guard: alpha, or None. confidence, fresh: of the bound, see `policy.Guard`.
-        by_kind: whether kinds of question get entries of their own.
-    """
-
-    model: str
-    kind: str
-    target: float
-    max_kl: float | None = None
-    agreement: float | None = None
-    families: tuple[str, ...] = FAMILIES
-    trials: int = 32
-    eta: float = ETA
-    guard: float | None = None
-    confidence: float = 0.95
-    fresh: int | None = None
-    by_kind: bool = True
-    front: tuple[float, ...] = FRONT
-    batch: int = 16
-    seed: int = 0
-    data: str = "suite"
-
-    @property
-    def constrained(self) -> bool:
-        return self.max_kl is not None or self.agreement is not None
 
 
 @dataclass(frozen=True)
@@ -114,58 +69,18 @@ class Report:
     quoted: Mapping[str, Outcomes]  # by the name of the method
 
 
-def one_budget(flops: float | None, speedup: float | None, keep: float | None, constrained: bool) -> tuple[str, float]:
-    """The kind and the target of the one budget that was given; with a constraint it may be left out.
-
-    Raises ValueError for none, for several, and for a share that is none.
-    """
-    given = {
-        name: value for name, value in (("flops", flops), ("speedup", speedup), ("keep", keep)) if value is not None
-    }
-    if not given and constrained:
-        return "flops", 1.0
-    if len(given) != 1:
-        raise ValueError("give one budget: --flops 0.35, --speedup 2 or --keep 0.2; or a constraint, --agreement 0.99")
-    ((kind, target),) = given.items()
-    if kind == "speedup" and not 1 < target < 1000:
-        raise ValueError(f"--speedup {target:g} is no speedup: give more than 1")
-    if kind != "speedup" and not 0 < target <= 1:
-        raise ValueError(f"--{kind} {target:g} is no share of the dense model's: give more than 0 and at most 1")
-    return kind, target
-
-
-def families_of(names: Sequence[str]) -> tuple[str, ...]:
-    """The families to search, cheap ones first: a free schedule begins with what they found."""
-    if unknown := [name for name in names if name not in FAMILIES]:
-        raise ValueError(f"there is no method {unknown[0]!r} to calibrate; there are {', '.join(FAMILIES)}")
-    if not names:
-        raise ValueError(f"give --methods, some of {', '.join(FAMILIES)}")
-    return tuple(family for family in FAMILIES if family in names)
-
-
-def check(request: Request) -> None:
-    """Refuse constraints and bounds that are none, before anything is loaded."""
-    for name, value, most in (
-        ("--agreement", request.agreement, 1.0),
-        ("--guard", request.guard, 0.5),
-        ("--confidence", request.confidence, 1.0),
-        ("--max-kl", request.max_kl, np.inf),
-        ("--eta", request.eta, np.inf),
-    ):
-        if value is not None and not (0 < value <= most and value < np.inf):
-            raise ValueError(
-                f"{name} {value:g} is out of range: give more than 0" + f" and at most {most:g}" * (most < np.inf)
-            )
-    if request.confidence == 1:
-        raise ValueError("--confidence 1 is certainty, which no number of samples gives: give less")
-
-
-def kind_of_sample(by_kind: bool) -> Callable[[Sample], str]:
-    return (lambda sample: kind_of(sample.question)) if by_kind else (lambda sample: DEFAULT)
-
-
-def calibrate(model: Any, processor: Any, request: Request, sets: Sets, place: Path, advance: Advance) -> Report:
+def calibrate(
+    model: Any,
+    processor: Any,
+    request: Request,
+    sets: Sets,
+    place: Path,
+    advance: Advance,
+    also: Callable[[Search], Mapping[str, Method]] = lambda search: {},
+) -> Report:
     """Find a policy in the folder `place`, or go on with what is there.
+
+    also: further methods to quote figures of, once the search is done, by their names.
 
     Raises ValueError for a budget or a constraint that cannot be met and for too few samples, ImportError without
     Optuna, NotImplementedError for a model that cannot be pruned or has no cost model.
@@ -174,7 +89,10 @@ def calibrate(model: Any, processor: Any, request: Request, sets: Sets, place: P
         raise ValueError("there is nothing to calibrate on: give --limit and --quoted of at least 1")
     if request.guard is not None:
         check_guard(request, len(sets.guarded))
-    kind = kind_of_sample(request.by_kind)
+    kinds = common([sample.question for sample in sets.searched], FEWEST) if request.by_kind else []
+
+    def kind(sample: Sample) -> str:
+        return kind_of(sample.question, kinds)
 
     def trials_of(name: str, samples: Sequence[Sample]) -> Trials:
         journal = Journal(place / f"{name}.jsonl", plan_of(model, request, samples))
@@ -186,11 +104,10 @@ def calibrate(model: Any, processor: Any, request: Request, sets: Sets, place: P
     search, withdrawal = search_all(searched, replace(budget, target=0.5) if open_end else budget, request, advance)
     front = front_of(searched, search, request, advance)
     best = pick(search.found.values(), budget.target, request)
-    by_kind_found = kinds_of(searched, search, budget.target, request, advance) if request.by_kind else {}
-    entries = {DEFAULT: best, **by_kind_found}
+    entries = {DEFAULT: best, **of_kinds(kinds, searched, search, budget.target, request, advance)}
 
     quoted = trials_of("quoted", sets.quoted)
-    others = {**front, **published(search.layers, withdrawal[0])}
+    others = {**front, **published(search.layers, withdrawal[0]), **also(search)}
     chosen = {kind: candidate.method for kind, candidate in entries.items()}
     told = counting(advance, "quoted figures", len(sets.quoted))
     outcomes = quoted.run_all(lambda k: [None, chosen.get(k, best.method), best.method, *others.values()], told)
@@ -201,9 +118,8 @@ def calibrate(model: Any, processor: Any, request: Request, sets: Sets, place: P
         for name, method in {"chosen": best.method, **others}.items()
     ]
     by_kind = {}
-    for k in [*(kind for kind in KINDS if kind in chosen), DEFAULT]:
-        names = [s.name for s in sets.quoted if kind(s) == k or (kind(s) not in chosen and k == DEFAULT)]
-        if names:
+    for k in (*kinds, DEFAULT):
+        if names := [sample.name for sample in sets.quoted if kind(sample) == k]:
             compared = {"chosen": chosen.get(k, best.method), **published(search.layers, None)}
             by_kind[k] = [
                 Point(name, method, measured(some(outcomes[name_of(method)], names), some(dense, names)))
@@ -226,7 +142,7 @@ def calibrate(model: Any, processor: Any, request: Request, sets: Sets, place: P
             measured=by_kind[k][0].measured if k in by_kind else points[0].measured,
             guard=guards.get(k),
         )
-        for k in [*(kind for kind in KINDS if kind in chosen), DEFAULT]
+        for k in (*kinds, DEFAULT)
     }
     policy = Policy(Model.of(model, request.model), made)
     return Report(request, policy, points, by_kind, list(search.found.values()), withdrawal, budget, outcomes)
@@ -247,16 +163,6 @@ def plan_of(model: Any, request: Request, samples: Sequence[Sample]) -> dict[str
         "attention": model.config.get_text_config()._attn_implementation,
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
     }
-
-
-def check_guard(request: Request, samples: int) -> None:
-    assert request.guard is not None
-    least = bound.needed(request.guard, request.confidence, request.fresh)
-    if samples < least:
-        raise ValueError(
-            f"a bound of {request.guard:.1%} with confidence {request.confidence:.0%} takes {least} samples at the "
-            f"least, and there are {samples}: raise --guarded, or the bound"
-        )
 
 
 def budget_of(model: Any, request: Request, trials: Trials) -> Budget:
@@ -320,46 +226,6 @@ def as_schedule(candidate: Candidate, last: int) -> dict[str, Any] | None:
     return None
 
 
-def adaptive_of(search: Search) -> list[Method]:
-    """The best fixed method with shares of the score in place of its fractions, at the same average cost."""
-    for candidate in search.fitting[:3]:
-        try:
-            return [with_shares(candidate.method, candidate.cost, search)]
-        except ValueError:
-            continue
-    return []
-
-
-def with_shares(method: Method, target: float, search: Search) -> Method:
-    """A method whose every fraction becomes the share p of the score, p such that the average cost is at most `target`.
-
-    The average is that of the search's samples. Raises ValueError for a method without fractions, or where no p fits.
-    """
-    if not fractions_of(method):
-        raise ValueError(f"{method.name} keeps no fraction of the tokens")
-    dense = search.trials.run(None)
-    return solve(
-        lambda p: shared(method, max(1e-4, round(p, 4))),
-        target,
-        lambda found: share(search.trials.run(found), dense, search.budget.kind),
-        steps=7,
-    )
-
-
-def fractions_of(method: Method) -> list[str]:
-    """The fields of a method that hold fractions of its scored tokens; for a schedule those of its parts."""
-    if isinstance(method, Schedule):
-        return [field for part in method.parts for field in fractions_of(part)]
-    named = [field for field, value in vars(method).items() if field.startswith("keep") and isinstance(value, float)]
-    return named if method.reads else []
-
-
-def shared(method: Method, p: float) -> Method:
-    if isinstance(method, Schedule):
-        return Schedule(tuple(shared(part, p) for part in method.parts))
-    return replace(method, **{field: Share(p) for field in fractions_of(method)})
-
-
 def pick(found: Iterable[Candidate], limit: float, request: Request) -> Candidate:
     """The most faithful within the budget; with a constraint the cheapest that fulfils it. ValueError if none does."""
     fitting = [c for c in found if c.cost <= limit * CHANCE]
@@ -381,10 +247,11 @@ def pick(found: Iterable[Candidate], limit: float, request: Request) -> Candidat
     return min(meets, key=lambda c: c.cost)
 
 
-def kinds_of(trials: Trials, search: Search, limit: float, request: Request, advance: Advance) -> dict[str, Candidate]:
-    """For each kind of question with enough samples the best of a search of its own, begun with what did well."""
+def of_kinds(
+    kinds: Sequence[str], trials: Trials, search: Search, limit: float, request: Request, advance: Advance
+) -> dict[str, Candidate]:
+    """For each kind of question the best of a search of its own, begun with what did well on all kinds."""
     found = {}
-    kinds = [k for k in KINDS if sum(trials.kind(sample) == k for sample in trials.samples) >= FEWEST]
     told = counting(advance, "kinds of question", len(kinds))
     for k in kinds:
         some_trials = trials.of(k)
@@ -400,8 +267,10 @@ def kinds_of(trials: Trials, search: Search, limit: float, request: Request, adv
         shapes = [c.shape for c in sorted(tried, key=lambda c: c.loss) if c.family == "schedule" and c.shape][:AGAIN]
         if "schedule" in request.families:
             own.family("schedule", len(shapes) + request.trials // 4, shapes)
-        with suppress(ValueError):  # no candidate fits or fulfils: the default serves this kind
+        try:
             found[k] = pick(own.found.values(), limit, request)
+        except ValueError:  # nothing fits or fulfils on this kind alone
+            found[k] = pick(search.found.values(), limit, request)
         told(1)
     return found
 
@@ -423,106 +292,3 @@ def front_of(trials: Trials, search: Search, request: Request, advance: Advance)
             found[f"at {target:.0%}"] = other.fitting[0].method
         search.found.update(other.found)
     return found
-
-
-def published(layers: int, own: int | None) -> dict[str, Method]:
-    """The published defaults, their layers in proportion to the depth, and VTW at the layer of its own search."""
-    found = {f"{name}, published": scale_layers(METHODS[name](), (), layers) for name in PUBLISHED}
-    if own is not None and 0 < own < layers:
-        found["vtw, its own K"] = METHODS["vtw"](layer=own)  # pyright: ignore[reportCallIssue]
-    return found
-
-
-def timed(trials: Trials, methods: Sequence[Method], place: Path, advance: Advance) -> dict[str, Figure]:
-    """Dense time to the first token over pruned: the median over prompts and rounds, and the middle 80 % of them."""
-    items = [trials.item(sample) for sample in spread(trials.samples, TIMED)]
-    told = counting(advance, "times", TIMED * len(items))
-    ratios: dict[str, list[float]] = {name_of(method): [] for method in methods}
-    for _ in range(TIMED):
-        for item in items:
-            dense = first_token(trials.model, item, None)
-            for method in dict.fromkeys(methods):
-                ratios[name_of(method)].append(dense / first_token(trials.model, item, method))
-            told(1)
-    return {
-        name: Figure(median(found), sorted(found)[len(found) // 10], sorted(found)[-1 - len(found) // 10])
-        for name, found in ratios.items()
-    }
-
-
-def first_token(model: Any, item: Item, method: Method | None) -> float:
-    """Seconds to the first token: vision tower, prompt, and what pruning itself costs."""
-    inputs = on_device(model, item)
-    with nullcontext() if method is None else foveate.prune(model, method):
-        clock = Clock(model.device)
-        generate(model, inputs, 1, stopping_criteria=[clock])
-        return clock.seconds()[0]
-
-
-def measured(outcomes: Outcomes, dense: Outcomes, speed: Figure | None = None) -> Measured:
-    """Means over samples with bootstrap intervals."""
-    names = list(outcomes)
-    (drawn,) = statistics.resamples([len(names)])
-
-    def figure(value: Callable[[Outcome, Outcome], float]) -> Figure:
-        values = np.array([value(outcomes[name], dense[name]) for name in names], dtype=float)
-        return Figure(statistics.mean(values), *statistics.interval(statistics.means(values, drawn)))
-
-    return Measured(
-        samples=len(names),
-        flops=figure(lambda o, d: o.flops / d.flops),
-        whole=figure(lambda o, d: o.whole / d.whole),
-        agreement=figure(lambda o, d: float(o.same)),
-        kl=figure(lambda o, d: o.kl),
-        speed=speed,
-    )
-
-
-def guard_of(
-    searched: Trials, guarded: Trials, chosen: Mapping[str, Method], request: Request, advance: Advance
-) -> dict[str, Guard | None]:
-    """For each entry its guard; None where prompts are better not pruned at all."""
-    assert request.guard is not None
-    alpha, confidence, fresh = request.guard, request.confidence, request.fresh
-
-    def method(k: str) -> Method:
-        return chosen.get(k, chosen[DEFAULT])
-
-    told = counting(advance, "guard", len(guarded.samples))
-    outcomes = guarded.run_all(lambda k: [None, method(k)], told)
-    found = {s.name: outcomes[name_of(method(guarded.kind(s)))][s.name] for s in guarded.samples}
-    seen = seen_of(guarded, found, outcomes[name_of(None)], chosen)
-    tuning = {s.name: searched.run(method(searched.kind(s)))[s.name] for s in searched.samples}
-    row = bound.row_of_thresholds(seen_of(searched, tuning, searched.run(None), chosen))
-    thresholds = bound.choose(row, seen, alpha, confidence, fresh)
-    guards: dict[str, Guard | None] = {}
-    for k in chosen:
-        threshold = thresholds.get(k, bound.ALWAYS)
-        again = [one.signal < threshold for one in seen if one.kind == k]
-        rerun = sum(again) / max(1, len(again))
-        guards[k] = (
-            None
-            if threshold >= bound.ALWAYS
-            else Guard("margin", threshold, alpha, confidence, len(seen), rerun, fresh)
-        )
-    return guards
-
-
-def seen_of(trials: Trials, outcomes: Outcomes, dense: Outcomes, kinds: Iterable[str]) -> list[bound.Seen]:
-    """What the guard has to know of every prompt; kinds without an entry count as the default."""
-    known = set(kinds)
-    return [
-        bound.Seen(
-            kind=trials.kind(s) if trials.kind(s) in known else DEFAULT,
-            signal=outcomes[s.name].margin,
-            differs=not outcomes[s.name].same,
-            pruned=outcomes[s.name].flops,
-            again=outcomes[s.name].again,
-            dense=dense[s.name].flops,
-        )
-        for s in trials.samples
-    ]
-
-
-def some(outcomes: Outcomes, names: Iterable[str]) -> dict[str, Outcome]:
-    return {name: outcomes[name] for name in names if name in outcomes}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Collection, Sequence
+
 from foveate.policy.policy import Rule
 
 DEFAULT = "default"
@@ -21,6 +24,12 @@ KINDS: dict[str, Rule] = {  # the first that fits
 }
 
 
-def kind_of(question: str) -> str:
-    """The kind of a question: the first whose rule fits, else "default"."""
-    return next((kind for kind, rule in KINDS.items() if rule.fits(question)), DEFAULT)
+def kind_of(question: str, among: Collection[str] = KINDS) -> str:
+    """The kind of a question: the first of some kinds whose rule fits, else "default"."""
+    return next((kind for kind, rule in KINDS.items() if kind in among and rule.fits(question)), DEFAULT)
+
+
+def common(questions: Sequence[str], least: int) -> list[str]:
+    """The kinds that at least so many of the questions are of."""
+    seen = Counter(map(kind_of, questions))
+    return [kind for kind in KINDS if seen[kind] >= least]
