@@ -1,15 +1,22 @@
 """What is not computed because its result is known or wanted by nobody: the outputs are the same without it."""
 
 import copy
+import sys
+from pathlib import Path
 
 import pytest
 import torch
-from transformers import QuantizedCache, StaticCache
+from transformers import DynamicCache, QuantizedCache, StaticCache
 
 import foveate
 import tiny
 from contracts import METHODS, generate
 from foveate.pruning import last, tap
+from foveate.pruning import static as static_caches
+
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+
+from waits import Waits
 
 CUTS = ("fastv", "himap", "vtw", "visipruner", "fastv last layer", "random")
 
@@ -173,3 +180,116 @@ def test_a_prompt_with_one_image_has_two_bands():
     assert tap.Plan.of([tap.Edit(text | visual, visual)]).bands == [(0, 9, 0)]
     ragged = torch.cat([text, torch.tensor([[False] * 8 + [True]])])
     assert tap.Plan.of([tap.Edit(ragged, ragged)]) == tap.Plan(None, 8, [[2, 1]])
+
+
+# ---- static caches
+
+
+def static(model, length: int) -> StaticCache:
+    return StaticCache(config=model.config.get_text_config(), max_cache_len=length)
+
+
+def lengths(cache) -> list[int]:
+    return [layer.keys.shape[-2] for layer in cache.layers]
+
+
+@pytest.mark.parametrize("step", (1, 8, 64))
+@pytest.mark.parametrize("form", ("one", "ragged"))
+@pytest.mark.parametrize("method", ("himap", "vtw", "visipruner", "fastv last layer"))
+@every_attention
+def test_cut_layers_of_a_static_cache_are_as_long_as_they_have_to_be(attention, method, form, step, monkeypatch):
+    monkeypatch.setattr(static_caches, "STEP", step)
+    model, batch = tiny.model("llava-gqa", attention), tiny.forms("llava-gqa")[form]
+    inputs = tiny.batch(*batch)
+    length = inputs["input_ids"].shape[1]
+    cache = static(model, length + 7)
+    with foveate.prune(model, METHODS[method]) as pruned:
+        out = generate(model, inputs, past_key_values=cache, max_new_tokens=8)
+        dynamic = generate(model, inputs, max_new_tokens=8)
+    for one, other in zip(out.logits, dynamic.logits, strict=True):
+        torch.testing.assert_close(one, other, atol=2e-5, rtol=0)
+    widest = [max(row) for row in pruned.trace.tokens]
+    cut = min((stage.layer for stage in pruned.trace.stages), default=tiny.LAYERS)
+    fewer = [0 if layer < cut else (length - n) // step * step for layer, n in enumerate(widest)]
+    assert lengths(cache) == [length + 7 - n for n in fewer]
+    assert step == 64 or any(fewer)
+
+
+def test_a_static_cache_that_is_reset_has_its_own_lengths_again_and_knows_no_prompt(monkeypatch):
+    monkeypatch.setattr(static_caches, "STEP", 1)
+    model, inputs = tiny.model("llava-gqa", "sdpa"), tiny.batch(*tiny.forms("llava-gqa")["one"])
+    cache, before = static(model, 60), set(vars(static(model, 60)))
+    with foveate.prune(model, METHODS["vtw"]):
+        generate(model, inputs, past_key_values=cache)
+    assert len(set(lengths(cache))) == 2
+    twin = copy.deepcopy(cache)
+    twin.reset()
+    assert len(set(lengths(cache))) == 2  # a copy is a cache of its own
+    for emptied in (cache, twin):
+        emptied.reset()
+        assert set(vars(emptied)) - {"_is_user_defined"} == before
+        dense = generate(model, inputs, past_key_values=emptied)
+        assert lengths(emptied) == [60] * tiny.LAYERS
+        assert torch.equal(dense.logits[-1], generate(model, inputs, past_key_values=static(model, 60)).logits[-1])
+
+
+def test_a_static_cache_whose_layers_were_emptied_one_by_one_is_found_to_be_empty_by_the_next_prompt():
+    model, forms = tiny.model("llava-gqa", "sdpa"), tiny.forms("llava-gqa")
+    cache = static(model, 80)
+    with foveate.prune(model, METHODS["vtw"]):
+        generate(model, tiny.batch(*forms["one"]), past_key_values=cache)
+        for layer in cache.layers:
+            layer.reset()
+        again = generate(model, tiny.batch(*forms["one"]), past_key_values=cache)
+        fresh = generate(model, tiny.batch(*forms["one"]))
+    torch.testing.assert_close(again.logits[-1], fresh.logits[-1], atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("method", CUTS)
+def test_no_layer_is_wider_than_its_longest_row(method):
+    """What fills up shorter rows, and padding, takes no column more than it has to."""
+    model, batch = tiny.model("llava-gqa", "sdpa"), tiny.forms("llava-gqa")["ragged"]
+    with foveate.prune(model, METHODS[method]) as pruned:
+        cache = model(**tiny.batch(*batch, spare=9), logits_to_keep=1).past_key_values
+    cut = pruned.trace.stages[0].layer
+    assert lengths(cache)[cut:] == [max(row) for row in pruned.trace.tokens][cut:]
+
+
+# ---- waits for the device
+
+
+@pytest.mark.parametrize("form", ("one", "equal", "ragged"))
+@pytest.mark.parametrize("method", ("fastv", "fastv all rows", "himap", "himap sends", "vtw", "random", "uniform"))
+@every_family
+def test_the_host_waits_once_for_a_prompt_and_never_after_it(family, method, form):
+    model, inputs = tiny.model(family, "sdpa"), tiny.batch(*tiny.forms(family)[form])
+    with foveate.prune(model, METHODS[method]):
+        for cache in (DynamicCache(), static(model, 90)):
+            waits = Waits(["foveate/pruning/", "foveate/methods/"])
+            with waits:
+                out = model(**inputs, logits_to_keep=1, past_key_values=cache)
+            assert [name for _, name in waits.found] == ["cpu"], waits.found
+            token = {"input_ids": inputs["input_ids"][:, :1], "past_key_values": out.past_key_values}
+            ones = inputs["attention_mask"].new_ones(len(token["input_ids"]), 1)
+            longer = torch.cat([inputs["attention_mask"], ones], dim=1)
+            with waits:
+                model(**token, attention_mask=longer, position_ids=longer.sum(1)[:, None] - 1)
+            assert len(waits.found) == 1, waits.found
+
+
+@pytest.mark.parametrize("form", ("one", "ragged"))
+def test_visipruner_waits_once_for_each_layer_that_it_looks_at_and_not_in_shallow_ones(form):
+    """Whether a layer is the filter is known when it has run, and not before."""
+    model, inputs = tiny.model("llava-gqa", "sdpa"), tiny.batch(*tiny.forms("llava-gqa")[form])
+    for method, looks in (("visipruner shallow", 0), ("visipruner", tiny.LAYERS - 3)):
+        with foveate.prune(model, METHODS[method]), Waits(["foveate/pruning/", "foveate/methods/"]) as waits:
+            model(**inputs, logits_to_keep=1)
+        assert waits.found[0][1] == "cpu"
+        assert len(waits.found) <= 1 + looks
+
+
+def test_a_wait_is_seen():
+    with Waits([__file__]) as waits:
+        x = torch.arange(4.0, device="cpu")
+        _ = x[x > 1], x.sum().item(), bool(x[0] > 0), x.cpu().tolist(), torch.zeros(3).tolist()
+    assert [name for _, name in waits.found] == ["__getitem__", "item", "__bool__", "cpu"]

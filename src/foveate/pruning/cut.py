@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -62,6 +67,14 @@ def causal_mask(
         hidden: (B, Q, D), read for its shape, dtype and device.
         real: (B, kv) bool, False on padding and filler; None if there is none.
     """
-    return LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING[kind](
-        config=config, inputs_embeds=hidden, attention_mask=real, past_key_values=cache, layer_idx=layer
+    make = LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING[kind]
+    given: dict[str, Any] = {} if real is None or not may_refuse_to_skip(make) else {"allow_is_causal_skip": False}
+    return make(
+        config=config, inputs_embeds=hidden, attention_mask=real, past_key_values=cache, layer_idx=layer, **given
     )
+
+
+@functools.cache
+def may_refuse_to_skip(make: Callable[..., Any]) -> bool:
+    """Whether a mask can be had without transformers looking first, and waiting for it, if `real` is all True."""
+    return "allow_is_causal_skip" in inspect.signature(make).parameters

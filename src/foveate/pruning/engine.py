@@ -20,6 +20,7 @@ from foveate.pruning.last import holds_exactly, unwatched, wants_last_token_only
 from foveate.pruning.layout import Layout, padding_of
 from foveate.pruning.run import Forward, Runs, followed
 from foveate.pruning.stages import Prompt, Stage
+from foveate.pruning.static import fit, forget, was_reset
 from foveate.pruning.tap import Tap
 from foveate.pruning.trace import Trace
 from foveate.pruning.view import Counts, Decide, Pruner, Selection, View
@@ -157,8 +158,8 @@ class Pruned:
         self._end()
         cache: Cache | None = kwargs.get("past_key_values")
         prompt = None if cache is None else Prompt.held_by(cache)
-        if cache is not None and prompt is not None and was_reset(cache):
-            Prompt.forget(cache)
+        if cache is not None and prompt is not None and was_reset(cache, visual is not None):
+            forget(cache)
             prompt = None
         if prompt is not None and cache is not None:
             if visual is not None and length is not None:
@@ -307,6 +308,7 @@ class Pruned:
         forward.prompt.stages.append(stage)
         if cache is not None:
             forward.prompt.hold(cache)
+            fit(cache, stage, forward.prompt.length)
         return take(hidden, followed(local, length, forward.later), 1)
 
     def _prompt_mask(
@@ -325,9 +327,12 @@ class Pruned:
                 f"{len(stage.valid)} prompts were pruned and {len(hidden)} rows go on: start a new cache for them, "
                 "or expand the prompts before (num_return_sequences)"
             )
-        length, new = forward.prompt.length, hidden.shape[1] + cache.get_seq_length(layer) - stage.index.shape[1]
-        if isinstance(new, int):
+        length, held = forward.prompt.length, cache.get_seq_length(layer)
+        if isinstance(held, int):
+            new = held + hidden.shape[1] - stage.index.shape[1]
             families.check_prompt(self.config, length + new)
+        else:  # of a static cache the mask covers all there is, and the tokens to come hide behind causality
+            new = cache.get_mask_sizes(hidden.shape[1], layer)[0] - stage.index.shape[1]
         return causal_mask(
             self.config, self.kinds[layer], hidden, stage.real(forward.padding, length, new), cache, layer
         )
@@ -348,11 +353,6 @@ class Pruned:
     def _stage_of_prompt(self) -> Stage | None:
         forward = self._runs.current.forward
         return None if forward is None else forward.stage
-
-
-def was_reset(cache: Cache) -> bool:
-    """Whether the cache that held a prompt is empty; a graph that is being compiled adds to one that is not."""
-    return not torch.compiler.is_compiling() and int(cache.get_seq_length()) == 0
 
 
 def given_visual(visual: Tensor, inputs: Tensor, cache: Cache | None) -> Tensor | None:

@@ -1,0 +1,65 @@
+"""Where a program would make the host wait for a GPU, found out on a CPU.
+
+A tensor that was made without a device, or copied with `cpu()`, and all that is computed from such tensors alone, lies
+on the host. Reading the value of any other tensor is a wait. Operators that wait inside (a boolean index, `nonzero`)
+count as well.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+READS = {"item", "tolist", "numpy", "cpu", "nonzero", "argwhere", "masked_select", "unique", "unique_consecutive"}
+READS |= {"__bool__", "__int__", "__float__", "__index__", "__contains__"}
+MAKES = {"tensor", "full", "zeros", "ones", "empty", "arange", "randperm"}
+
+
+class Host(torch.Tensor):
+    """A tensor that the host may read without waiting."""
+
+
+class Waits(TorchFunctionMode):
+    """Counts the waits of the code in `places` (parts of file names) while it is on.
+
+    Attributes:
+        found: (file and line, what was called) of each.
+    """
+
+    def __init__(self, places: Sequence[str] = ("foveate/",)):
+        super().__init__()
+        self.places, self.found = places, list[tuple[str, str]]()
+
+    def __torch_function__(self, function: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(function, "__name__", "")
+        if name in MAKES and kwargs.get("device") is None:
+            return function(*args, **kwargs).as_subclass(Host)
+        tensors = [x for x in args if isinstance(x, torch.Tensor)]
+        if name == "__getitem__" and tensors:
+            waits = any(index.dtype == torch.bool for index in flat(args[1]))
+        else:
+            waits = name in READS
+        if waits and not all(isinstance(x, Host) for x in tensors):
+            self.note(name)
+        result = function(*args, **kwargs)
+        return result.as_subclass(Host) if name == "cpu" else result
+
+    def note(self, name: str) -> None:
+        frame = next((f for f in reversed(traceback.extract_stack()[:-2]) if self.ours(f.filename)), None)
+        if frame is not None:
+            self.found.append((f"{frame.filename.rsplit('/', 1)[-1]}:{frame.lineno}", name))
+
+    def ours(self, file: str) -> bool:
+        if file.endswith(("waits.py", "pruning/guard.py")):  # all of the model's own code runs below the guard
+            return False
+        return any(place in file for place in self.places)
+
+
+def flat(index: Any) -> list[torch.Tensor]:
+    parts = index if isinstance(index, tuple) else (index,)
+    return [part for part in parts if isinstance(part, torch.Tensor)]
