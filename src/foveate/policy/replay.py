@@ -107,10 +107,10 @@ class Asked:
         Raises:
             ValueError, NotImplementedError: the method does not fit the model.
         """
-        first = min([layer - method.reads for layer in method.cuts(self.layers)] + list(method.edited(self.layers)))
+        touched = [layer - method.reads for layer in method.cuts(self.layers)] + list(method.edited(self.layers))
         mask = self.inputs.get("attention_mask", torch.ones_like(self.inputs["input_ids"]))
         with torch.no_grad(), foveate.prune(self.model, method) as pruned:
-            with encoded_once(self.model, self.features, self.key), self.handing_on(min(first, self.depth)):
+            with encoded_once(self.model, self.features, self.key), self.handing_on(min([self.depth, *touched])):
                 prompt = self.model(**self.inputs, **self.places(mask, 0), **self.last_only, use_cache=True)
             first_logits = prompt.logits[:, -1:]  # (B, 1, V)
             trace = pruned.trace
