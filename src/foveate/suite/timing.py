@@ -72,6 +72,11 @@ def peak_bytes(model: Any, inputs: dict[str, Any]) -> int:
         return torch.cuda.max_memory_allocated() - before
     with profiled() as profile:
         generate(model, inputs, 2, min_new_tokens=2)
+    return most_live(profile)
+
+
+def most_live(profile: Any) -> int:
+    """The highest sum, at any time, of what a profile with memory saw allocated and freed."""
     live = most = 0
     events = profile.profiler.kineto_results.events()
     for event in sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns()):
