@@ -68,3 +68,16 @@ def save_llava(folder: Path, chat_template: bool = True) -> str:
         chat_template=TEMPLATE if chat_template else None,
     ).save_pretrained(folder)
     return str(folder)
+
+
+def load_lively(folder: Path) -> tuple:
+    """A checkpoint in `folder`, loaded, with weights under which tokens matter and answers differ."""
+    from foveate import ask
+
+    model, processor = ask.load(save_llava(folder), None, "auto", "cpu")
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.ndim >= 2:
+                weight.mul_(20.0 if "embed" in name or "lm_head" in name else 10.0 if "q_proj" in name else 5.0)
+        model.get_output_embeddings().weight[IMAGE] = 0  # nobody says a placeholder
+    return model, processor

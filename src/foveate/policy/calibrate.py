@@ -192,8 +192,12 @@ def search_all(trials: Trials, budget: Budget, request: Request, advance: Advanc
     search = Search(trials, budget, request.seed, lambda: told(1))
     for family in request.families:
         known = []
-        if family == "schedule":
-            known = [shape for c in search.fitting if (shape := as_schedule(c, layers)) is not None][:AGAIN]
+        if family == "himap":
+            known = [{"layer1": a, "later": b, "power": c} for a in (1, 2) for b in (2, 4) for c in (2.0, 1.0)]
+        elif family == "schedule":
+            starts = [shape for c in search.fitting if (shape := as_schedule(c, layers)) is not None][:AGAIN]
+            known = [shape | {"leave": leave} for shape in starts for leave in (layers, layers // 2)]
+        known = known[: counts.get(family, 0) // 2]
         search.family(family, counts.get(family, request.trials // 3), known)
     withdrawal = vtw_layer(trials.model, flow_batches(trials), request.eta)
     for adaptive in adaptive_of(search):

@@ -64,31 +64,29 @@ def vtw_layer(
     return flow.search(found, eta=eta, first=start), found.mean("kl").tolist()
 
 
-def fastv(draw: Any, layers: int) -> Dial:
-    layer = draw.suggest_int("layer", 1, layers - 1)
+def fastv(draw: Any, layers: int, latest: int) -> Dial:
+    layer = draw.suggest_int("layer", 1, latest)
     return lambda t: FastV(layer, rounded(t))
 
 
-def himap(draw: Any, layers: int) -> Dial:
-    layer1 = draw.suggest_int("layer1", 1, layers - 2)
-    layer2 = layer1 + draw.suggest_int("later", 1, layers - 2)
+def himap(draw: Any, layers: int, latest: int) -> Dial:
+    layer1 = draw.suggest_int("layer1", 1, min(latest, layers - 2))
+    layer2 = min(layer1 + draw.suggest_int("later", 1, max(1, layers // 2)), layers - 1)
     power = draw.suggest_float("power", 0.25, 4.0, log=True)
-    if layer2 >= layers:
-        raise ValueError("the second cut lies beyond the last layer")
     return lambda t: HiMAP(layer1, rounded(t), layer2, rounded(t**power))
 
 
-def schedule(draw: Any, layers: int) -> Dial:
+def schedule(draw: Any, layers: int, latest: int) -> Dial:
     """Up to `STAGES` cuts at ascending layers, each with its score and its part of the dial; then no image at all."""
     number = draw.suggest_int("stages", 1, STAGES)
     layer, cuts = 0, []
     for i in range(number):
-        layer += draw.suggest_int(f"layer{i}", 1, max(1, layers // 2))
+        layer += draw.suggest_int(f"layer{i}", 1, latest if i == 0 else max(1, layers // 3))
         score = draw.suggest_categorical(f"score{i}", SCORES)
-        cuts.append((layer, score, draw.suggest_float(f"power{i}", 0.2, 5.0, log=True)))
-    leave = layer + draw.suggest_int("leave", 1, layers)  # beyond the last layer: the image never leaves altogether
-    if layer >= layers:
-        raise ValueError("a cut lies beyond the last layer")
+        power = draw.suggest_float(f"power{i}", 0.2, 5.0, log=True)
+        if layer < layers:
+            cuts.append((layer, score, power))
+    leave = cuts[-1][0] + draw.suggest_int("leave", 1, layers)  # beyond the last layer: some of the image stays
     last = (VTW(leave),) if leave < layers else ()
     return lambda t: Schedule((*(Cut(layer, rounded(t**power), score) for layer, score, power in cuts), *last))
 
@@ -106,7 +104,7 @@ def visipruner(draw: Any, layers: int) -> Method:
     )
 
 
-DIALS: dict[str, Callable[[Any, int], Dial]] = {"fastv": fastv, "himap": himap, "schedule": schedule}
+DIALS: dict[str, Callable[[Any, int, int], Dial]] = {"fastv": fastv, "himap": himap, "schedule": schedule}
 
 
 class Search:
@@ -122,6 +120,8 @@ class Search:
         self.layers = self.config.get_text_config().num_hidden_layers
         self.items = [trials.item(sample) for sample in trials.samples]
         self.found: dict[str, Candidate] = {}
+        fits = (layer for layer in range(1, self.layers) if self.cost_of(VTW(layer)) <= budget.target)
+        self.latest = max(fits, default=1)  # a later first cut costs too much even with nothing kept
 
     def cost_of(self, method: Method) -> float:
         return scheduled_share(method, self.items, self.config, self.budget.kind)
@@ -150,7 +150,7 @@ class Search:
     def fixed(self, name: str, shape: Shape) -> None:
         """Try one shape, if it fits the budget."""
         try:
-            method = self.fitted(DIALS[name](Fixed(shape), self.layers))
+            method = self.fitted(DIALS[name](Fixed(shape), self.layers, self.latest))
         except ValueError:
             return
         self.note(name, method, shape, self.outcomes(method))
@@ -169,7 +169,7 @@ class Search:
             self.advance()
             try:
                 if name in DIALS:
-                    method = self.fitted(DIALS[name](trial, self.layers))
+                    method = self.fitted(DIALS[name](trial, self.layers, self.latest))
                 else:
                     method = visipruner(trial, self.layers)
                     method.cuts(self.layers)
