@@ -6,6 +6,7 @@ in a way of its own, a function that does the same.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -361,6 +362,7 @@ FAMILIES = {
     "qwen3-vl-moe": Family(qwen3_vl_moe, grid(2, 4), wide=grid(4, 5), video=film(2, 2, 4, apart=True)),
 }
 LAYERS = 5
+OLD_NAMES = "pixel_values" not in inspect.signature(T.VideoLlavaForConditionalGeneration.forward).parameters
 
 
 def deeper(config: Any) -> Any:
@@ -477,4 +479,6 @@ def batch(family: str, *rows: Row) -> dict[str, Tensor]:
                 for v in values
             ]
         inputs[name] = torch.cat(values)
+    if family == "video-llava" and OLD_NAMES and "pixel_values" in inputs:
+        inputs["pixel_values_images"] = inputs.pop("pixel_values")
     return inputs

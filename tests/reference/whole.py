@@ -30,17 +30,21 @@ class Masked:
 
     Attributes:
         alive: of each layer, the visual positions that are still looked at.
+        storage: a cache layer without content, if what is read of the past has been stored in one like it.
     """
 
     def __init__(self, rule: Rule, prompt: Prompt):
         self.rule, self.prompt = copy.deepcopy(rule), prompt
         self.alive: list[list[int]] = []
         self.before: list[Layer] = []
+        self.storage: Any = None
 
     def attend(
         self, module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float, **_: Any
     ) -> tuple[Tensor, Tensor]:
         layer, n, heads = module.layer_idx, self.prompt.length, query.shape[1]
+        if self.storage is not None and len(self.alive) > layer:
+            key, value = self.stored(self.alive[layer], key, value)
         key, value = (x.repeat_interleave(heads // x.shape[1], dim=1) for x in (key, value))
         reading = len(self.alive) == layer
         if reading:
@@ -54,11 +58,29 @@ class Masked:
         weights = scores.softmax(-1)
         if reading:
             if self.prompt.visual:
-                weights[0, :, :n, :n] = self.rule.edit(layer, weights[0, :, :n, :n], self.prompt)
-                weights[:] = weights[:1]
+                edited = self.rule.edit(layer, weights[0, :, :n, :n], self.prompt)
+                weights = edited.expand_as(weights) if weights.shape[-1] == n else self.around(weights, edited)
             output = (weights[0] @ value[0].double()).transpose(0, 1).flatten(1)  # (q, H * d)
-            self.before.append(Layer(weights[0], value[0].double(), output))
+            self.before.append(Layer(weights[0].detach(), value[0].detach().double(), output.detach()))
         return (weights @ value.double()).transpose(1, 2).contiguous().to(query.dtype), weights.to(query.dtype)
+
+    def stored(self, alive: list[int], key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values as they come back from a cache that was given the survivors, and then token by token."""
+        layer, n = copy.deepcopy(self.storage), self.prompt.length
+        held = sorted(set(range(n)) - set(self.prompt.visual) | set(alive))
+        layer.update(key[:, :, held], value[:, :, held])
+        for token in range(n, key.shape[2]):
+            now = layer.update(key[:, :, token : token + 1], value[:, :, token : token + 1])
+        key, value = key.clone(), value.clone()
+        columns = [*held, *range(n, key.shape[2])]
+        key[:, :, columns], value[:, :, columns] = now
+        return key, value
+
+    def around(self, weights: Tensor, edited: Tensor) -> Tensor:
+        """The prompt's part of the weights replaced; other tokens follow it in this pass."""
+        weights, n = weights.clone(), self.prompt.length
+        weights[:, :, :n, :n] = edited
+        return weights
 
 
 @contextmanager
