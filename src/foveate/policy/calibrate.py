@@ -122,8 +122,8 @@ def calibrate(
         if names := [sample.name for sample in sets.quoted if kind(sample) == k]:
             compared = {"chosen": chosen.get(k, best.method), **published(search.layers, None)}
             by_kind[k] = [
-                Point(name, method, measured(some(outcomes[name_of(method)], names), some(dense, names)))
-                for name, method in compared.items()
+                Point(name, m, measured(some(outcomes[name_of(m)], names), some(dense, names), speeds.get(name_of(m))))
+                for name, m in compared.items()
             ]
     data = {"source": request.data, "seed": request.seed, "searched": len(sets.searched), "quoted": len(sets.quoted)}
     guards: dict[str, Guard | None] = {}

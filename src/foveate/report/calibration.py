@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from foveate.cost.tables import markdown
 from foveate.methods import Method, Share
@@ -55,7 +56,8 @@ def words(method: Method) -> str:
         return f"{fields['score']} {keep(fields['keep'])} before {fields['layer']}"
     if method.name == "vtw":
         return f"none from {fields['layer']}"
-    return f"{method.name}({', '.join(f'{name}={keep(value)}' for name, value in fields.items())})"
+    told = {name: value for name, value in fields.items() if value != getattr(type(method), name, None)}
+    return f"{method.name}({', '.join(f'{name}={keep(value)}' for name, value in (told or fields).items())})"
 
 
 def keep(value: Any) -> str:
@@ -121,12 +123,14 @@ def marks(report: Report) -> list[Mark]:
 
 
 def rich_table(lines: Lines) -> Table:
+    """A table for the terminal, as wide as it has to be."""
     header, *body = lines
     grid = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for number, name in enumerate(header):
-        grid.add_column(name, no_wrap=True, justify="left" if number in (0, len(header) - 1) else "right")
+    for place, name in enumerate(header):
+        widest = max(len(row[place]) for row in lines)
+        grid.add_column(name, justify="left" if place in (0, len(header) - 1) else "right", min_width=widest)
     for row in body:
-        grid.add_row(*row)
+        grid.add_row(*map(Text, row))
     return grid
 
 

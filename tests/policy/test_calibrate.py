@@ -1,0 +1,164 @@
+"""`foveate calibrate` as a user meets it: a policy that prune takes, figures beside it, and errors in one line."""
+
+import json
+import re
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+import foveate
+from checkpoints import load_lively
+from foveate.ask import load
+from foveate.cli import app
+from foveate.policy import Policy
+from foveate.policy.data import sets_of
+from foveate.policy.guard import Guarded
+
+QUICK = ["--tasks", "existence,count", "--limit", "6", "--quoted", "5", "--trials", "3", "--batch", "4"]
+CHEAP = ["--flops", "0.6", "--methods", "fastv,schedule"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    place = tmp_path_factory.mktemp("llava")
+    model, _ = load_lively(place)
+    model.save_pretrained(place)
+    return str(place)
+
+
+def calibrate(*words):
+    return CliRunner().invoke(app, ["calibrate", *words], env={"COLUMNS": "200"})
+
+
+def refused(*words) -> str:
+    result = calibrate(*words)
+    assert result.exit_code == 2, result.output
+    (line,) = result.stderr.strip().splitlines()  # a progress bar that was begun leaves an empty line
+    assert line.startswith("foveate: ")
+    return line
+
+
+@pytest.fixture(scope="module")
+def made(folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("out") / "policy.json"
+    result = calibrate(folder, *QUICK, *CHEAP, "-o", str(out))
+    assert result.exit_code == 0, result.output
+    return out, result.stdout
+
+
+def test_it_writes_a_policy_and_its_figures(made, folder):
+    out, told = made
+    policy = Policy.load(out)
+    entry = policy.entry
+    assert entry.budget == {"flops": 0.6} and entry.data["searched"] == 12 and entry.data["quoted"] == 10
+    assert entry.measured.samples == 10 and entry.measured.flops.mean < 0.62
+    assert entry.measured.speed is not None
+    for words in ("chosen", "fastv, published", "visipruner, published", "VTW's own search"):
+        assert words in told
+    run = out.with_name("policy-run")
+    assert Image.open(run / "pareto.png").width > 800
+    figures = json.loads((run / "calibration.json").read_text())
+    assert figures["policy"]["entries"].keys() == policy.entries.keys()
+    assert "| chosen |" in (run / "calibration.md").read_text()
+
+
+def test_the_policy_prunes_its_model_and_no_other(made, folder, tmp_path):
+    model = load(folder, None, "auto", "cpu")[0]
+    foveate.prune(model, made[0]).remove()
+    other, _ = load_lively(tmp_path)
+    other.get_output_embeddings().weight.data.neg_()
+    with pytest.raises(ValueError, match="another weights"):
+        foveate.prune(other, made[0])
+
+
+def test_given_again_it_runs_nothing_twice(made, folder, monkeypatch):
+    before = Policy.load(made[0])
+    monkeypatch.setattr("foveate.policy.trials.Asked", None)  # whoever runs a trial fails
+    result = calibrate(folder, *QUICK, *CHEAP, "-o", str(made[0]))
+    assert result.exit_code == 0, result.output
+    assert {k: e.method for k, e in Policy.load(made[0]).entries.items()} == {
+        k: e.method for k, e in before.entries.items()
+    }
+
+
+def test_a_guard_is_set_on_samples_of_its_own(folder, tmp_path):
+    out = tmp_path / "p.json"
+    words = ["--keep", "0.7", "--methods", "fastv", "--guard", "0.3", "--guarded", "20", "--no-by-kind"]
+    result = calibrate(folder, *QUICK, *words, "-o", str(out))
+    assert result.exit_code == 0, result.output
+    entry = Policy.load(out).entry
+    assert entry.data["guarded"] == 40
+    if entry.guard is not None:
+        assert entry.guard.samples == 40 and entry.guard.alpha == 0.3
+        with foveate.prune(load(folder, None, "auto", "cpu")[0], out) as pruned:
+            assert isinstance(pruned, Guarded)
+
+
+def test_a_constraint_alone_finds_the_cheapest_that_fulfils_it(folder, tmp_path):
+    out = tmp_path / "p.json"
+    result = calibrate(folder, *QUICK, "--agreement", "0.5", "--methods", "fastv", "--no-by-kind", "-o", str(out))
+    assert result.exit_code == 0, result.output
+    tried = json.loads((tmp_path / "p-run" / "calibration.json").read_text())["tried"]
+    best = min(one["cost"] for one in tried if one["agreement"] >= 0.5)
+    chosen = Policy.load(out).entry.method
+    assert any(one["cost"] == best and f"layer={chosen.layer}" in one["method"] for one in tried)
+
+
+def test_questions_of_ones_own_are_shared_out(tmp_path, folder):
+    place = tmp_path / "mine"
+    place.mkdir()
+    Image.new("RGB", (48, 48), "red").save(place / "a.png")
+    rows = [{"image": "a.png", "question": f"is it {i}?", "answer": "yes", "task": "t"} for i in range(40)]
+    (place / "q.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    sets = sets_of(str(place), (), (20, 10, 30), 0)
+    sizes = [len(part) for part in (sets.searched, sets.quoted, sets.guarded)]
+    assert sizes == [13, 6, 20]
+    names = [sample.name for part in (sets.searched, sets.quoted, sets.guarded) for sample in part]
+    assert len(set(names)) == len(names)
+
+
+def test_sets_of_the_suite_are_of_different_scenes():
+    sets = sets_of("suite", ("existence", "colour"), (6, 6, 6), 1)
+    scenes = [{s.picture.args[0] for s in part} for part in (sets.searched, sets.quoted, sets.guarded)]
+    assert not (scenes[0] & scenes[1] or scenes[0] & scenes[2] or scenes[1] & scenes[2])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "give one budget"),
+        (["--flops", "0.3", "--keep", "0.3"], "give one budget"),
+        (["--flops", "35"], "--flops 35 is no share"),
+        (["--keep", "0"], "--keep 0 is no share"),
+        (["--speedup", "1"], "--speedup 1 is no speedup"),
+        (["--flops", "nan"], "--flops nan is no share"),
+        (["--flops", "0.3", "--agreement", "99"], "--agreement 99 is out of range"),
+        (["--flops", "0.3", "--max-kl", "-1"], "--max-kl -1 is out of range"),
+        (["--flops", "0.3", "--guard", "0"], "--guard 0 is out of range"),
+        (["--flops", "0.3", "--guard", "0.01", "--guarded", "9"], "takes 299 samples at the least, and there are 18"),
+        (["--flops", "0.3", "--confidence", "1"], "certainty"),
+        (["--flops", "0.3", "--methods", "magic"], "no method 'magic'"),
+        (["--flops", "0.3", "-o", "policy.yaml"], "ends in .json"),
+        (["--flops", "0.3", "--data", "no/such"], "no folder"),
+        (["--flops", "0.02", "--methods", "fastv"], "nothing that was tried costs 2.0%"),
+        (["--flops", "0.6", "--agreement", "1.0", "--max-kl", "1e-9", "--methods", "fastv"], "best agreement is"),
+        (["--speedup", "900"], "out of reach"),
+    ],
+)
+def test_what_is_wrong_is_told_in_one_line(words, message, folder, tmp_path):
+    out = [] if "-o" in words else ["-o", str(tmp_path / "p.json")]
+    assert re.search(message, refused(folder, *QUICK, "--no-by-kind", *words, *out))
+
+
+def test_another_run_in_the_same_place_is_refused(made, folder):
+    assert "another folder with -o" in refused(
+        folder, *QUICK[:2], "--limit", "7", *QUICK[4:], *CHEAP, "-o", str(made[0])
+    )
+
+
+def test_without_optuna_the_extra_is_named(folder, tmp_path, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    assert "pip install 'foveate[calibrate]'" in refused(folder, *QUICK, *CHEAP, "-o", str(tmp_path / "p.json"))
