@@ -3,7 +3,8 @@
 Loads, runs and measures; prints nothing. `report` turns the result into text and pictures.
 """
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 import foveate
@@ -67,7 +67,8 @@ def load(name: str, attention: str | None, dtype: str, device: str) -> tuple[Any
     Raises ValueError for what is no vision-language model, broken weights or no device here, OSError for missing files.
     """
     place = find_model(name)
-    config = AutoConfig.from_pretrained(place, trust_remote_code=False)
+    with one_error(f'the config of "{name}"'):
+        config = AutoConfig.from_pretrained(place, trust_remote_code=False)
     if getattr(config, "image_token_id", getattr(config, "image_token_index", None)) is None:
         raise ValueError(
             f'"{name}" has no image tokens (model type {config.model_type}); ask needs a vision-language model'
@@ -77,14 +78,38 @@ def load(name: str, attention: str | None, dtype: str, device: str) -> tuple[Any
         dtype = "float32"
     if dtype not in ("auto", "float32", "bfloat16", "float16"):
         raise ValueError(f'there is no dtype "{dtype}"; there are auto, float32, bfloat16, float16')
-    try:
-        model: Any = AutoModelForImageTextToText.from_pretrained(
-            place, dtype=dtype, attn_implementation=attention, use_safetensors=True, trust_remote_code=False
+    with one_error(f'the processor of "{name}"'):
+        processor = AutoProcessor.from_pretrained(place, trust_remote_code=False)
+        if not hasattr(processor, "image_processor"):
+            raise ValueError("there is none for pictures in it, only a tokenizer")
+    with one_error(f'the weights of "{name}"'):
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
+            place,
+            dtype=dtype,
+            attn_implementation=attention,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
         )
-    except SafetensorError as error:
-        raise ValueError(f'the weights of "{name}" cannot be read: {error}') from None
-    processor = AutoProcessor.from_pretrained(place, trust_remote_code=False)
+        model, found = loaded
+        if missing := sorted(found["missing_keys"]):  # transformers would draw them at random
+            raise ValueError(f"{len(missing)} are missing, the first is {missing[0]}")
     return model.to(device).eval(), processor
+
+
+@contextmanager
+def one_error(what: str) -> Iterator[None]:
+    """Whatever transformers raises over broken files is one ValueError; missing files stay an OSError."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"{what} cannot be read: {first_line(error)}") from None
+    except Exception as error:
+        raise ValueError(f"{what} cannot be read: {first_line(error)}") from None
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def find_device(name: str) -> str:
@@ -103,13 +128,35 @@ def find_picture(name: str) -> Path:
     return Path(foveate.mini_path(), "demo.png") if name == "demo" else Path(name).expanduser()
 
 
+MOST_PIXELS = 2**26  # 8192 x 8192: more would fill the memory before any model scales it down
+LONGEST = 200  # times as long as wide: processors that scale the shorter side would blow it up
+
+
 def read_picture(path: Path) -> Image.Image:
-    """The picture as RGB, upright. Raises ValueError if it cannot be read."""
+    """The picture as RGB, upright, the first frame of several. Raises ValueError if it cannot be read."""
     try:
-        return ImageOps.exif_transpose(Image.open(path)).convert("RGB")
-    except Exception as error:  # Pillow's decoders raise nearly anything on a corrupt file
-        reason = "no such file" if isinstance(error, FileNotFoundError) else "not a whole picture that Pillow can read"
-        raise ValueError(f"cannot read the picture {path}: {reason}") from None
+        with Image.open(path) as file:
+            width, height = file.size
+            if width * height <= MOST_PIXELS and max(width, height) <= LONGEST * min(width, height):
+                return in_rgb(ImageOps.exif_transpose(file))
+            reason = f"{width} x {height} pixels are too many or too long a strip; scale or crop it"
+    except Image.DecompressionBombError:
+        reason = "it has far too many pixels; scale it down"
+    except FileNotFoundError:
+        reason = "no such file"
+    except Exception:  # Pillow's decoders raise nearly anything on a corrupt file
+        reason = "not a whole picture that Pillow can read"
+    raise ValueError(f"cannot read the picture {path}: {reason}")
+
+
+def in_rgb(picture: Image.Image) -> Image.Image:
+    """A picture with 8 bits a channel. Pillow itself would turn 16 bits of grey into white."""
+    if picture.mode not in ("I", "F") and not picture.mode.startswith("I;16"):
+        return picture.convert("RGB")
+    grey = np.asarray(picture)
+    if picture.mode == "F" or grey.min() < 0 or grey.max() > 0xFFFF:
+        raise ValueError("numbers beyond 16 bits are no picture")
+    return Image.fromarray((grey >> 8).astype(np.uint8)).convert("RGB")
 
 
 def prepare(processor: Any, picture: Image.Image, question: str) -> Any:

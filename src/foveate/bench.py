@@ -186,13 +186,6 @@ def ratio(dense: Sequence[float], pruned: Sequence[float]) -> dict[str, float]:
     }
 
 
-def write(path: Path, text: str) -> None:
-    """Write a file as a whole or not at all."""
-    half = path.with_name(path.name + ".part")
-    half.write_text(text, encoding="utf-8")
-    half.replace(path)
-
-
 def load(request: Request, attn: str | None, dtype: str, device: str) -> tuple[Any, Any]:
     """Model and processor. What is wrong with the words of the request is told before the weights are read."""
     for word in request.methods:

@@ -18,6 +18,7 @@ import numpy as np
 
 from foveate import flow
 from foveate.explorer import explore, prompt_size
+from foveate.files import write
 from foveate.flow.claims import claims
 from foveate.flow.replay import depth_of
 from foveate.flow.result import Result
@@ -133,8 +134,8 @@ def profile(
         },
     }
     whole = finite(whole)
-    (place / "profile.json").write_text(json.dumps(whole, indent=1), encoding="utf-8")
-    (place / "page.html").write_text(page(whole, finite(seen)), encoding="utf-8")
+    write(place / "profile.json", json.dumps(whole, indent=1))
+    write(place / "page.html", page(whole, finite(seen)))
     return whole
 
 
@@ -166,7 +167,7 @@ def check_plan(place: Path, plan: Mapping[str, Any]) -> None:
         raise ValueError(
             f"{place} holds a profile of other questions, settings or another model: choose another folder"
         )
-    file.write_text(text, encoding="utf-8")
+    write(file, text)
 
 
 def chunks(items: list[Any], size: int) -> Iterable[tuple[int, list[Any]]]:

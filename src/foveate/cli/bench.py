@@ -45,6 +45,7 @@ def bench(
         from rich.console import Console
 
         from foveate import bench as job
+        from foveate.files import write
         from foveate.report import bench as report
         from foveate.report.figures import as_json, panels
         from foveate.report.progress import progress
@@ -73,8 +74,8 @@ def bench(
         with progress() as advance:
             found = job.bench(loaded, processor, request, out, advance)
 
-        job.write(out / "bench.json", json.dumps(as_json(found), indent=2) + "\n")
-        job.write(out / "bench.md", report.as_markdown(found))
+        write(out / "bench.json", json.dumps(as_json(found), indent=2) + "\n")
+        write(out / "bench.md", report.as_markdown(found))
         tradeoff(*panels(found), "score, % of dense", f"{model}: quality against cost", out / "tradeoff.png")
 
         console = Console(highlight=False)

@@ -55,7 +55,7 @@ def calibrate(
         from rich.console import Console
 
         from foveate.ask import load
-        from foveate.bench import write
+        from foveate.files import write
         from foveate.policy import calibrate as job
         from foveate.policy import request as asked
         from foveate.policy.data import sets_of

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from foveate.files import save
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -103,18 +105,33 @@ class Result:
     def save(self, path: str | Path) -> None:
         """Write everything to one .npz file, arrays and a JSON header."""
         header = {key: getattr(self, key) for key in ("name", "axes", "labels", "tasks", "settings")}
-        with open(path, "wb") as file:
-            arrays: dict[str, Any] = {"__header__": np.array(json.dumps(header)), **self.values}
-            np.savez_compressed(file, **arrays)
+        arrays: dict[str, Any] = {"__header__": np.array(json.dumps(header)), **self.values}
+
+        def make(half: Path) -> None:
+            with open(half, "wb") as file:
+                np.savez_compressed(file, **arrays)
+
+        save(Path(path), make)
 
     @classmethod
     def load(cls, path: str | Path) -> Result:
-        """What `save` wrote."""
-        with np.load(path) as file:
-            header = json.loads(str(file["__header__"]))
-            values = {name: file[name] for name in file.files if name != "__header__"}
-        header["axes"] = {name: tuple(axes) for name, axes in header["axes"].items()}
-        return cls(values=values, **header)
+        """What `save` wrote.
+
+        Raises:
+            ValueError: it is no such file, or not a whole one. OSError: it is not there.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                header = json.loads(str(file["__header__"]))
+                values = {name: file[name] for name in file.files if name != "__header__"}
+            header["axes"] = {name: tuple(axes) for name, axes in header["axes"].items()}
+            return cls(values=values, **header)
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # numpy, zipfile and json raise nearly anything on a broken file
+            raise ValueError(
+                f"{path} is no whole result of an analysis: delete it and run the analysis again"
+            ) from error
 
     def plot(self, *names: str) -> Figure:
         """Means with 95 % intervals over layers, one panel per value (all that have a layer axis, if none is named)."""

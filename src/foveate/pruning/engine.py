@@ -138,6 +138,8 @@ class Pruned:
         ids, embeds = call.get("input_ids"), call.get("inputs_embeds")
         inputs, run = embeds if ids is None else ids, self._runs.current
         run.found, run.padding = None, padding_of(call.get("attention_mask"))
+        if inputs is not None and inputs.numel() == 0:
+            raise ValueError("the batch is empty: give at least one prompt of one token")
         if inputs is None or inputs.shape[1] == 1:
             return  # a single token is never an image; decode stays free of data-dependent branches
         if not torch.compiler.is_compiling():
@@ -170,15 +172,21 @@ class Pruned:
                 )
             run.forward = Forward(prompt, padding)
         elif visual is not None:
-            run.forward = self._new_prompt(visual, padding, cache, visual.shape[1] if length is None else length)
+            sound = all_finite(kwargs.get("inputs_embeds"), visual)
+            length = visual.shape[1] if length is None else length
+            run.forward = self._new_prompt(visual, padding, cache, length, sound)
             if run.forward is not None:
                 run.forward.last_alone = last_alone and self._may_shorten_last(run.forward, cache)
 
-    def _new_prompt(self, visual: Tensor, padding: Tensor | None, cache: Cache | None, length: int) -> Forward | None:
+    def _new_prompt(
+        self, visual: Tensor, padding: Tensor | None, cache: Cache | None, length: int, sound: Tensor
+    ) -> Forward | None:
         """The prompt is the first `length` tokens; a draft or an answer that is read again may follow it."""
         tokens, visual = visual.shape[1], visual[:, :length]
         real = torch.ones_like(visual) if padding is None else padding[:, :length].to(visual.device)
-        host = Layout.of(*torch.stack((visual, real)).cpu())  # all that the host ever has to wait for
+        # all that the host ever has to wait for
+        *kinds, finite = torch.stack((visual, real, sound.to(visual.device).expand_as(visual))).cpu()
+        host = Layout.of(*kinds)
         counts, prompt = Counts.of(host), Prompt(Layout.of(visual, real))
         past = 0 if cache is None else int(cache.get_seq_length())
         if past == 0:
@@ -188,6 +196,11 @@ class Pruned:
         if past > 0:
             raise NotImplementedError(
                 "visual tokens after cached text: start a new cache with the images in the first prompt"
+            )
+        if not finite.all():
+            raise ValueError(
+                "the prompt's features hold NaN or infinity: look at the pictures and at the dtype (some vision towers "
+                "overflow in float16: use bfloat16)"
             )
         if not host.real[:, -1].all():
             raise ValueError("padding on the right hides the last prompt token: pad on the left (padding_side='left')")
@@ -353,6 +366,11 @@ class Pruned:
     def _stage_of_prompt(self) -> Stage | None:
         forward = self._runs.current.forward
         return None if forward is None else forward.stage
+
+
+def all_finite(embeds: Tensor | None, like: Tensor) -> Tensor:
+    """One bool, left on its device: whether the embeddings (B, L, D) of a prompt are numbers."""
+    return like.new_ones(()) if embeds is None else embeds.isfinite().all()
 
 
 def given_visual(visual: Tensor, inputs: Tensor, cache: Cache | None) -> Tensor | None:

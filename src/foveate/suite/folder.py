@@ -61,17 +61,28 @@ def jsonl_rows(folder: Path) -> Iterator[dict[str, Any]]:
     files = sorted(folder.glob("*.jsonl"))
     if len(files) != 1:
         raise ValueError(f"{folder} needs one JSONL file with image, question, answers, task; it has {len(files)}")
-    for number, line in enumerate(files[0].read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        text = files[0].read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError(f"{files[0]} is no UTF-8 text: save it as UTF-8") from None
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         place = f"{files[0]} line {number}"
         try:
             row = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):  # also a number of 5,000 digits, or lists 5,000 deep
             raise ValueError(f"{place} is no JSON") from None
         if not isinstance(row, dict) or not isinstance(row.get("image"), str):
             raise ValueError(f"{place} lacks image, the name of a picture file")
-        yield {**checked(row, place), "picture": partial(read_picture, folder / row["image"])}
+        yield {**checked(row, place), "picture": partial(read_picture, inside(folder, row["image"], place))}
+
+
+def inside(folder: Path, name: str, place: str) -> Path:
+    """The file called `name` in the folder; ValueError for a path that leads out of it."""
+    if "\0" in name or not (folder / name).resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"{place}: the image {name!r} is not in the folder; put the picture there")
+    return folder / name
 
 
 def dataset_rows(folder: Path) -> Iterator[dict[str, Any]]:
@@ -98,8 +109,11 @@ def checked(row: Mapping[str, Any], place: str) -> dict[str, Any]:
     answers = [answers] if isinstance(answers, str | int | float) else answers
     if not isinstance(row.get("question"), str):
         raise ValueError(f"{place} lacks question")
-    if not isinstance(answers, list) or not answers:
+    if not isinstance(answers, list) or not answers or not all(isinstance(a, str | int | float) for a in answers):
         raise ValueError(f"{place} lacks answers, a list of right ones, or answer")
+    for field in ("task", "kind", "metric"):
+        if row.get(field) is not None and not isinstance(row[field], str):
+            raise ValueError(f"{place}: {field} is no text")
     if (metric := row.get("metric")) is not None and metric not in METRICS:
         raise ValueError(f'{place}: there is no metric "{metric}"; there are {", ".join(METRICS)}')
     return {

@@ -22,7 +22,7 @@ class Journal:
         """Open or begin the journal of this plan.
 
         Raises:
-            ValueError: the file is the journal of another plan; the message names what differs.
+            ValueError: the file is no journal, or that of another plan; the message names what differs.
         """
         self.path = path
         self.answers: dict[tuple[str, str], dict[str, Any]] = {}
@@ -30,10 +30,14 @@ class Journal:
         self.memory: dict[str, dict[str, Any]] = {}
         plan = json.loads(json.dumps(plan))  # as it comes back from the file
         lines = whole_lines(path)
-        if lines:
-            check_plan(json.loads(lines[0]).get("plan"), plan, path)
-        for line in lines[1:]:
-            self._note(json.loads(line))
+        records = [record_of(line, number, path) for number, line in enumerate(lines, 1)]
+        if records:
+            check_plan(records[0].get("plan"), plan, path)
+        for number, record in enumerate(records[1:], 2):
+            try:
+                self._note(record)
+            except (KeyError, TypeError):
+                raise broken(number, path) from None
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
         with path.open("r+b") as file:
@@ -72,10 +76,26 @@ def whole_lines(path: Path) -> list[bytes]:
     return path.read_bytes().split(b"\n")[:-1]
 
 
+def record_of(line: bytes, number: int, path: Path) -> dict[str, Any]:
+    """The record in a line; ValueError if there is none."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        raise broken(number, path) from None
+    if not isinstance(record, dict):
+        raise broken(number, path)
+    return record
+
+
+def broken(number: int, path: Path) -> ValueError:
+    return ValueError(f"{path} line {number} is no record of a run: give another folder with -o, or delete that file")
+
+
 def check_plan(found: Any, plan: Mapping[str, Any], path: Path) -> None:
     if found == plan:
         return
-    keys = sorted(key for key in {*(found or {}), *plan} if (found or {}).get(key) != plan.get(key))
+    found = found if isinstance(found, dict) else {}
+    keys = sorted(key for key in {*found, *plan} if found.get(key) != plan.get(key))
     raise ValueError(
         f"{path} is from a run with other {', '.join(keys)}: give another folder with -o, or delete that file"
     )
