@@ -34,6 +34,7 @@ from foveate.suite.tasks import Sample
 Advance = Callable[[str, int, int], None]
 FEWEST = 12  # samples of a kind that get an entry of their own
 FINE = (0.2, 0.3, 0.4, 0.6, 0.7, 0.8, 0.9)  # where the cheapest is wanted
+FINALISTS = 6  # candidates that are measured on all samples
 AGAIN = 8  # shapes that another budget or kind starts from
 
 
@@ -99,12 +100,20 @@ def calibrate(
         return Trials(model, processor, samples, journal, request.batch, kind)
 
     searched = trials_of("searched", sets.searched)
-    budget = budget_of(model, request, searched)
+    quick = searched.first(1)
+    budget = budget_of(model, request, quick)
     open_end = request.constrained and budget.target == 1.0  # a constraint alone: search in the middle
-    search, withdrawal = search_all(searched, replace(budget, target=0.5) if open_end else budget, request, advance)
-    front = front_of(searched, search, request, advance)
-    best = pick(search.found.values(), budget.target, request)
-    entries = {DEFAULT: best, **of_kinds(kinds, searched, search, budget.target, request, advance)}
+    search, withdrawal = search_all(quick, replace(budget, target=0.5) if open_end else budget, request, advance)
+    front = front_of(quick, search, request, advance)
+    told = counting(advance, "finals", 1 + len(kinds))
+    last = finals(search.found.values(), budget.target, request, searched, budget.kind)
+    entries = {DEFAULT: pick(last, request)}
+    told(1)
+    for k in kinds:
+        own = of_kind(quick.of(k), search, request)
+        entries[k] = pick(finals(own, budget.target, request, searched.of(k), budget.kind), request)
+        told(1)
+    best = entries[DEFAULT]
 
     quoted = trials_of("quoted", sets.quoted)
     others = {**front, **published(search.layers, withdrawal[0]), **also(search)}
@@ -230,19 +239,21 @@ def as_schedule(candidate: Candidate, last: int) -> dict[str, Any] | None:
     return None
 
 
-def pick(found: Iterable[Candidate], limit: float, request: Request) -> Candidate:
-    """The most faithful within the budget; with a constraint the cheapest that fulfils it. ValueError if none does."""
+def finals(found: Iterable[Candidate], limit: float, request: Request, trials: Trials, kind: str) -> list[Candidate]:
+    """What did best on the first samples and fits the budget, measured anew on all of them."""
     fitting = [c for c in found if c.cost <= limit * CHANCE]
     if not fitting:
         raise ValueError(f"nothing that was tried costs {limit:.1%} of dense or less: raise the budget or --trials")
+    best = sorted(fitting, key=lambda c: (0, c.cost) if request.constrained and request.meets(c) else (1, c.loss))
+    dense = trials.run(None)
+    return [candidate_of(c.family, c.method, c.shape, trials.run(c.method), dense, kind) for c in best[:FINALISTS]]
+
+
+def pick(fitting: Sequence[Candidate], request: Request) -> Candidate:
+    """The most faithful; with a constraint the cheapest that fulfils it. ValueError if none does."""
     if not request.constrained:
         return min(fitting, key=lambda c: c.loss)
-    meets = [
-        c
-        for c in fitting
-        if (request.max_kl is None or c.kl <= request.max_kl)
-        and (request.agreement is None or c.agreement >= request.agreement)
-    ]
+    meets = [c for c in fitting if request.meets(c)]
     if not meets:
         raise ValueError(
             f"within the budget the best agreement is {max(c.agreement for c in fitting):.1%} and the smallest KL "
@@ -251,32 +262,17 @@ def pick(found: Iterable[Candidate], limit: float, request: Request) -> Candidat
     return min(meets, key=lambda c: c.cost)
 
 
-def of_kinds(
-    kinds: Sequence[str], trials: Trials, search: Search, limit: float, request: Request, advance: Advance
-) -> dict[str, Candidate]:
-    """For each kind of question the best of a search of its own, begun with what did well on all kinds."""
-    found = {}
-    told = counting(advance, "kinds of question", len(kinds))
-    for k in kinds:
-        some_trials = trials.of(k)
-        own = Search(some_trials, search.budget, request.seed, lambda: None)
-        names = [sample.name for sample in some_trials.samples]
-        dense = some_trials.run(None)
-        tried = [
-            candidate_of(c.family, c.method, c.shape, some(trials.run(c.method), names), dense, search.budget.kind)
-            for c in search.found.values()
-        ]
-        for c in tried:
-            own.found[repr(c.method)] = c
-        shapes = [c.shape for c in sorted(tried, key=lambda c: c.loss) if c.family == "schedule" and c.shape][:AGAIN]
-        if "schedule" in request.families:
-            own.family("schedule", len(shapes) + request.trials // 4, shapes)
-        try:
-            found[k] = pick(own.found.values(), limit, request)
-        except ValueError:  # nothing fits or fulfils on this kind alone
-            found[k] = pick(search.found.values(), limit, request)
-        told(1)
-    return found
+def of_kind(trials: Trials, search: Search, request: Request) -> list[Candidate]:
+    """What was tried, measured on one kind of question alone, and a search of its own that begins with the best."""
+    own = Search(trials, search.budget, request.seed, lambda: None)
+    names, dense = [sample.name for sample in trials.samples], trials.run(None)
+    for c in search.found.values():
+        outcomes = some(search.trials.run(c.method), names)
+        own.found[repr(c.method)] = candidate_of(c.family, c.method, c.shape, outcomes, dense, search.budget.kind)
+    shapes = [c.shape for c in own.fitting if c.family == "schedule" and c.shape is not None][: AGAIN // 2]
+    if "schedule" in request.families:
+        own.family("schedule", len(shapes) + request.trials // 4, shapes)
+    return list(own.found.values())
 
 
 def front_of(trials: Trials, search: Search, request: Request, advance: Advance) -> dict[str, Method]:

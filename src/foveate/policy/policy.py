@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from foveate.files import write
 from foveate.methods import Method
 from foveate.policy.encoding import check_fields, decoded, encoded, mapping, number, parse, text
 from foveate.pruning.families import unwrap
@@ -198,9 +199,7 @@ class Policy:
         """Write the policy to a file, as a whole or not at all."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        half = path.with_name(f"{path.name}.part")
-        half.write_text(json.dumps(as_json(self), indent=1) + "\n", encoding="utf-8")
-        half.replace(path)
+        write(path, json.dumps(as_json(self), indent=1) + "\n")
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the policy next to a checkpoint."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from foveate.flow.withdrawal import ETA
-from foveate.policy.search import FAMILIES
+from foveate.policy.search import FAMILIES, Candidate
 
 FRONT = (0.25, 0.5, 0.7)  # budgets beside the one asked for, for the picture
 
@@ -46,6 +46,11 @@ class Request:
     @property
     def constrained(self) -> bool:
         return self.max_kl is not None or self.agreement is not None
+
+    def meets(self, found: Candidate) -> bool:
+        """Whether the constraints are fulfilled."""
+        kl, agreement = np.inf if self.max_kl is None else self.max_kl, self.agreement or 0.0
+        return found.kl <= kl and found.agreement >= agreement
 
 
 def one_budget(flops: float | None, speedup: float | None, keep: float | None, constrained: bool) -> tuple[str, float]:

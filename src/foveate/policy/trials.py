@@ -19,6 +19,7 @@ from foveate.suite.runner import Item, item_of
 from foveate.suite.tasks import Sample
 
 DENSE = "dense"
+MEMORY = 4 * 2**30  # bytes that recorded layers may take in all
 WORST = 1.0  # nats: what a KL counts at most in a loss, lest one sample be all of it
 Outcomes = Mapping[str, Outcome]  # by the sample's name
 
@@ -57,6 +58,14 @@ class Trials:
         some.batches = [batch for batch in self.batches if self.kind(batch[0]) == kind]
         return some
 
+    def first(self, rounds: int) -> Trials:
+        """Trials on the first rounds alone."""
+        some = copy.copy(self)
+        some.batches = [batch for batches in self.rounds[:rounds] for batch in batches]
+        names = {sample.name for batch in some.batches for sample in batch}
+        some.samples = [sample for sample in self.samples if sample.name in names]
+        return some
+
     @property
     def rounds(self) -> list[list[list[Sample]]]:
         """The batches: one of every kind and task, then the next of every one, and so on."""
@@ -69,6 +78,15 @@ class Trials:
             seen[group] += 1
         return rounds
 
+    def depth(self, items: Sequence[Item]) -> int:
+        """How many layers can be recorded, of half of them at most, if all batches were like this one."""
+        config, size = self.model.config.get_text_config(), self.model.dtype.itemsize
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        tokens = len(items) * max(item.length for item in items) * len(self.batches)
+        layer = tokens * size * (config.hidden_size + 2 * heads * width)
+        return min(config.num_hidden_layers // 2, int(MEMORY // layer))
+
     def item(self, sample: Sample) -> Item:
         if sample.name not in self.items:
             self.items[sample.name] = item_of(self.model, self.processor, sample)
@@ -79,7 +97,8 @@ class Trials:
         key, names = name_of(method), [sample.name for sample in batch]
         if not self.journal.has(key, names):
             if names[0] not in self.asked:
-                self.asked[names[0]] = Asked(self.model, self.processor, [self.item(sample) for sample in batch])
+                items = [self.item(sample) for sample in batch]
+                self.asked[names[0]] = Asked(self.model, self.processor, items, self.depth(items))
             asked = self.asked[names[0]]
             found = asked.dense if method is None else asked.trial(method)
             self.journal.append(

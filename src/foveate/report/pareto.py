@@ -9,6 +9,8 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from foveate.files import save
+
 INK, GREY, PALE, CHOSEN = "#1c2028", "#8a909c", "#d9dce1", "#d55e00"
 COLOURS = ("#0072b2", "#009e73", "#cc79a7", "#7a5195", "#e69f00")
 MARKERS = "sD^vP"
@@ -52,9 +54,7 @@ def pareto(marks: Sequence[Mark], tried: Sequence[tuple[float, float]], budget: 
     handles, labels = left.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 4), frameon=False, fontsize=9)
     figure.suptitle("fidelity against cost, on samples that nothing was chosen on", x=0.01, ha="left", color=INK)
-    half = path.with_name(f"{path.name}.part")  # the picture is there as a whole or not at all
-    figure.savefig(half, format=path.suffix.lstrip("."), dpi=150)
-    half.replace(path)
+    save(path, lambda half: figure.savefig(half, format=path.suffix.lstrip("."), dpi=150))
 
 
 def draw(axes: Axes, marks: Sequence[Mark], costs: Sequence[float]) -> None:
