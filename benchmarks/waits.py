@@ -39,15 +39,16 @@ class Waits(TorchFunctionMode):
         name = getattr(function, "__name__", "")
         if name in MAKES and kwargs.get("device") is None:
             return function(*args, **kwargs).as_subclass(Host)
-        tensors = [x for x in args if isinstance(x, torch.Tensor)]
-        if name == "__getitem__" and tensors:
-            waits = any(index.dtype == torch.bool for index in flat(args[1]))
-        else:
-            waits = name in READS
-        if waits and not all(isinstance(x, Host) for x in tensors):
+        here = all(isinstance(x, Host) for x in flat((*args, *kwargs.values())))
+        boolean = name == "__getitem__" and any(index.dtype == torch.bool for index in flat(args[1]))
+        if (boolean or name in READS) and not here:
             self.note(name)
         result = function(*args, **kwargs)
-        return result.as_subclass(Host) if name == "cpu" else result
+        if name == "cpu":
+            return result.as_subclass(Host)
+        if isinstance(result, Host) and not here:
+            return result.as_subclass(torch.Tensor)
+        return result
 
     def note(self, name: str) -> None:
         frame = next((f for f in reversed(traceback.extract_stack()[:-2]) if self.ours(f.filename)), None)
@@ -60,6 +61,8 @@ class Waits(TorchFunctionMode):
         return any(place in file for place in self.places)
 
 
-def flat(index: Any) -> list[torch.Tensor]:
-    parts = index if isinstance(index, tuple) else (index,)
-    return [part for part in parts if isinstance(part, torch.Tensor)]
+def flat(value: Any) -> list[torch.Tensor]:
+    """The tensors in an argument or an index, however they are nested."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    return [x for part in value for x in flat(part)] if isinstance(value, tuple | list) else []

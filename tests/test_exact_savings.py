@@ -142,7 +142,8 @@ def test_rows_read_one_by_one_decide_the_same(family, method, form, monkeypatch)
     model, inputs = tiny.model(family, "sdpa"), tiny.batch(*tiny.forms(family)[form])
     with foveate.prune(model, METHODS[method]) as pruned:
         at_once, trace = generate(model, inputs), pruned.trace
-        monkeypatch.setattr(tap, "ROWS_BYTES", 1)
+        monkeypatch.setattr(tap, "CPU_BYTES", 1)
+        monkeypatch.setattr(tap, "LEAST_ROWS", 1)
         one_by_one = generate(model, inputs)
     assert trace.flops == pruned.trace.flops
     for stage, other in zip(trace.stages, pruned.trace.stages, strict=True):

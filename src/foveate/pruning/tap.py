@@ -20,7 +20,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from foveate.pruning.cut import pack, take
 
 MAX_BANDS = 8  # of edited rows that are worth a call of attention each
-ROWS_BYTES = 2**25  # what the probabilities of query rows may take at one time
+PART_BYTES = 2**26  # what probabilities, or values in float32, may take at one time
+CPU_BYTES = 2**21  # the same on a CPU, which is fast as long as it all stays in its cache
+LEAST_ROWS = 32  # of which a product of matrices is worth starting
 
 
 class Attention:
@@ -49,20 +51,23 @@ class Attention:
         self.mask = mask
         self.scored = 0
 
-    def rows(self, index: Tensor, columns: int | None = None) -> Tensor:
-        """Attention probabilities of the query rows at `index` (B, R) in the first `columns`: (B, H, R, M) float32.
-
-        `columns` are those that these rows can see, if fewer than M.
-        """
+    def rows(self, index: Tensor) -> Tensor:
+        """Attention probabilities of the query rows at `index` (B, R): (B, H, R, M) float32."""
         self.scored += index.shape[1]
         index = index.to(self.query.device)
-        query, key = take(self.query, index, 2), self.key[:, :, :columns]
-        batch, heads, rows, size = query.shape
-        query = query.reshape(batch, key.shape[1], -1, size)  # (B, H_kv, H / H_kv * R, d): a group shares its keys
-        # (B, H, R, M), scaled before the product: in float16 it would overflow
-        scores = (query * self.scaling @ key.mT).view(batch, heads, rows, -1).float()
-        seen = allowed(self.mask, index, key.shape[2])
-        return scores.masked_fill_(~seen, torch.finfo(scores.dtype).min).softmax(-1)
+        return self._rows(index, slice(None), ~allowed(self.mask, index, self.key.shape[2]))
+
+    def _rows(self, index: Tensor, groups: slice, closed: Tensor) -> Tensor:
+        """The same for some of the key heads; `closed` (B, 1, R, m) is what they may not see of the first m columns."""
+        columns = closed.shape[-1]
+        key = self.key[:, groups, :columns]
+        heads = self.query.shape[1] // self.key.shape[1]  # that share a key head
+        query = self.query.unflatten(1, (-1, heads))[:, groups].flatten(1, 2)
+        query = take(query, index, 2) * self.scaling  # before the product: in float16 it would overflow
+        batch, _, rows, _ = query.shape
+        query = query.reshape(batch, key.shape[1], heads * rows, -1)
+        scores = products(query, key).view(batch, -1, rows, columns)  # (B, h, R, m)
+        return scores.masked_fill_(closed, torch.finfo(scores.dtype).min).softmax(-1)
 
     def received(self, readers: Tensor, counts: list[int] | None = None, itself: bool = True) -> Tensor:
         """Head-mean attention that each token receives from the rows `readers` (B, M) bool, summed: (B, M) float32.
@@ -75,11 +80,11 @@ class Attention:
         for index, valid, rows in self._in_parts(readers, counts):
             if not itself:
                 own = index[:, None, :, None].expand(-1, rows.shape[1], -1, 1)
-                rows.scatter_(3, own, 0.0)
+                rows = rows.scatter(3, own, 0.0)
             if valid is not None:
-                rows *= valid[:, None, :, None]
-            total[:, : rows.shape[-1]] += rows.sum((1, 2)) / rows.shape[1]
-        return total
+                rows = rows * valid[:, None, :, None]
+            total[:, : rows.shape[-1]] += rows.sum((1, 2))
+        return total / self.query.shape[1]
 
     def sent(self, senders: Tensor, counts: list[int] | None = None, *, to: Tensor) -> Tensor:
         """Head-mean attention that each token of `senders` pays to the columns `to`, (B, M) bool each: (B, M) float32.
@@ -88,28 +93,37 @@ class Attention:
         """
         total = self.query.new_zeros(self.real.shape, dtype=torch.float32)
         for index, valid, rows in self._in_parts(senders, counts):
-            paid = (rows.mean(1) * to[:, None, : rows.shape[-1]]).sum(-1)  # (B, r)
+            paid = (rows.sum(1) * to[:, None, : rows.shape[-1]]).sum(-1)  # (B, r)
             if valid is not None:
                 paid = paid * valid
             total.scatter_add_(1, index, paid)
-        return total
+        return total / self.query.shape[1]
 
     def _in_parts(self, rows: Tensor, counts: list[int] | None) -> Iterator[tuple[Tensor, Tensor | None, Tensor]]:
-        """The probabilities of the query rows `rows` (B, M) bool, a few rows at a time.
+        """The probabilities of the query rows `rows` (B, M) bool, a few rows and heads at a time.
 
         Yields:
-            index (B, r); valid (B, r), False where a shorter row was filled up, or None; (B, H, r, m) float32, m <= M.
+            index (B, r); valid (B, r), False where a shorter row was filled up, or None; (B, h, r, m) float32, m <= M.
         """
         index, valid = pack(rows.to(self.query.device), counts)
-        (batch, heads, length, _), total = self.query.shape, index.shape[1]
-        step = max(1, ROWS_BYTES // (4 * batch * heads * length))
+        (batch, heads, _, _), (_, groups, length, _), total = self.query.shape, self.key.shape, index.shape[1]
+        self.scored += total
+        fit = self._budget() // (4 * batch * heads // groups * length)  # rows of one key head
+        step = min(max(fit, LEAST_ROWS), total)
+        wide = min(max(fit // max(step, 1), 1), groups)
         causal = self.mask is None or self.mask.ndim == 2
-        for start in range(0, total, step):
+        for start in range(0, total, max(step, 1)):
             end = min(start + step, total)
             # the rows ascend, so that total - end of them, at least, lie behind this part
             seen = length - (total - end) if causal else length
-            part = index[:, start:end]
-            yield part, None if valid is None else valid[:, start:end], self.rows(part, seen)
+            part, real = index[:, start:end], None if valid is None else valid[:, start:end]
+            closed = ~allowed(self.mask, part, seen)
+            for group in range(0, groups, wide):
+                yield part, real, self._rows(part, slice(group, group + wide), closed)
+
+    def _budget(self) -> int:
+        """Bytes of float32 that a part of a computation may take."""
+        return CPU_BYTES if self.query.device.type == "cpu" else PART_BYTES
 
     def last(self) -> Tensor:
         """Attention probabilities of the last prompt row, (B, H, M) float32."""
@@ -127,11 +141,15 @@ class Attention:
         batch, heads, length = self.output.shape[0], self.output.shape[2], self.real.shape[1]
         weight = self.last()  # (B, H, M)
         self.scored += 2  # its two products with the values cost what a row does
-        value = self.value.float()  # (B, H_kv, M, d)
         output = take(self.output, self._last, 1)[:, 0].float()  # (B, H, d)
-        grouped = output.reshape(batch, value.shape[1], -1, value.shape[-1])  # (B, H_kv, H / H_kv, d)
-        along = (grouped @ value.mT).view(batch, heads, length)  # (B, H, M): <v_hi, O_h>
-        size = value.square().sum(-1).repeat_interleave(heads // value.shape[1], dim=1)  # (B, H, M): ||v_hi||^2
+        grouped = output.reshape(batch, self.value.shape[1], -1, output.shape[-1])  # (B, H_kv, H / H_kv, d)
+        parts, squares = [], []
+        for value in self.value.split(max(self._budget() // (4 * self.value[:, :, 0].numel()), 1), dim=2):
+            value = value.float()  # (B, H_kv, m, d)
+            parts.append((value @ grouped.mT).mT)
+            squares.append(value.square().sum(-1))
+        along = torch.cat(parts, dim=-1).reshape(batch, heads, length)  # (B, H, M): <v_hi, O_h>
+        size = torch.cat(squares, -1).repeat_interleave(heads // self.value.shape[1], dim=1)  # (B, H, M): ||v_hi||^2
         dot = (weight * along).sum(1)  # (B, M): <c_i, O>
         norm2 = (weight.square() * size).sum(1)  # (B, M): ||c_i||^2
         whole2 = output.square().sum((1, 2))[:, None]  # (B, 1): ||O||^2
@@ -310,6 +328,20 @@ class Tap:
         user = copy.copy(module)
         user.config = self.configs.get(module, module.config)
         return user
+
+
+def products(query: Tensor, key: Tensor) -> Tensor:
+    """All products of queries (B, h, R, d) and keys (B, h, m, d): (B, h, R, m) float32.
+
+    On a CPU one matrix after the other: for a batch of them torch would copy all the keys first.
+    """
+    if query.device.type != "cpu":
+        return (query @ key.mT).float()
+    scores = torch.empty(*query.shape[:3], key.shape[2], dtype=torch.float32)
+    for b in range(len(query)):
+        for h in range(query.shape[1]):
+            scores[b, h] = query[b, h] @ key[b, h].mT
+    return scores
 
 
 def attention_function(module: Any) -> Callable[..., tuple[Tensor, Tensor | None]]:
