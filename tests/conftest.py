@@ -11,6 +11,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from transformers import logging
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -18,6 +19,12 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 torch.set_num_threads(1)
 sys.path.append(str(Path(__file__).parent / "cost"))  # the tiny configurations of all families live there
 logging.set_verbosity_error()
+
+# A few dozen examples of every property, always the same; `HYPOTHESIS_PROFILE=long` draws 5,000 in all, always others.
+EVERYWHERE = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.filter_too_much]}
+settings.register_profile("short", max_examples=30, derandomize=True, **EVERYWHERE)
+settings.register_profile("long", max_examples=1700, **EVERYWHERE)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "short"))
 
 REGISTRIES_BEFORE = (dict(ALL_ATTENTION_FUNCTIONS), dict(ALL_MASK_ATTENTION_FUNCTIONS))
 
