@@ -23,7 +23,7 @@ from foveate.flow.replay import decoder_of, depth_of, next_logits, watch
 from foveate.flow.result import Result, collect, over
 from foveate.flow.samples import Batch
 from foveate.pruning.layout import GROUPS, Layout
-from foveate.pruning.tap import ROWS_BYTES, Attention, allowed
+from foveate.pruning.tap import PART_BYTES, Attention, allowed
 
 Reduce = Literal["signed", "meanabs"]
 Variant = Literal["exact", "released"]
@@ -143,7 +143,7 @@ def summed(attention: Attention, gradient: Tensor, layout: Layout, reduce: Reduc
     batch, length, groups = member.shape
     flow, edges = member.new_zeros(batch, groups, groups), member.new_zeros(batch, groups, groups)
     sent = member.new_zeros(batch, length)
-    step = max(1, ROWS_BYTES // (4 * batch * gradient.shape[2] * length))
+    step = max(1, PART_BYTES // (4 * batch * gradient.shape[2] * length))
     for start in range(0, length, step):
         rows = torch.arange(start, min(start + step, length), device=gradient.device).expand(batch, -1)
         weights = attention.rows(rows)  # (B, H, r, L)
