@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help demo test lint types format bench-engine clean
+.PHONY: help demo test test-oldest matrix properties lint types format bench-engine clean
 .DEFAULT_GOAL := help
 
 help:            ## This list
@@ -15,6 +15,15 @@ demo: .venv/installed   ## Ask the embedded model about the bundled picture, den
 
 test: .venv/installed-dev   ## Run the tests
 	$(BIN)/python -m pytest
+
+test-oldest: .venv/installed-oldest   ## Run the matrix and the published numbers on the oldest transformers supported
+	PYTHONPATH=.venv/oldest $(BIN)/python -m pytest tests/test_matrix.py tests/test_golden.py
+
+matrix: .venv/installed-dev   ## Run every family x method x mode and write docs/matrix.md (half an hour)
+	$(BIN)/python tests/matrix.py
+
+properties: .venv/installed-dev   ## Try 5,000 random prompts, schedules and kept sets (a quarter of an hour)
+	HYPOTHESIS_PROFILE=long $(BIN)/python -m pytest tests/test_properties.py --hypothesis-show-statistics
 
 lint: .venv/installed-dev   ## Check style and formatting
 	$(BIN)/ruff check .
@@ -42,4 +51,9 @@ clean:           ## Remove the environment and everything made
 
 .venv/installed-dev: .venv/installed
 	$(PIP) install -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# The same environment with another transformers before it.
+.venv/installed-oldest: .venv/installed-dev
+	$(PIP) install --no-deps --upgrade --target .venv/oldest 'transformers==5.20.0'
 	@touch $@
