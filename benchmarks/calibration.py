@@ -93,7 +93,9 @@ class Task:
 def against_defaults(tasks: Mapping[str, Task], defaults: Mapping[str, Method]) -> tuple[str, list[str]]:
     """The table task by task, and where a default of equal or higher cost is more faithful."""
     lines = [f"| task | policy | {' | '.join(defaults)} |", "|---" * (2 + len(defaults)) + "|"]
-    missed = []
+    missed, whole = [], tasks["all"]
+    spent = share(whole.policy, whole.of(None))
+    dearer = [name for name, method in defaults.items() if share(whole.of(method), whole.of(None)) >= spent]
     for name, task in tasks.items():
         mine, dense = task.policy, task.of(None)
         cost = share(mine, dense)
@@ -101,8 +103,7 @@ def against_defaults(tasks: Mapping[str, Task], defaults: Mapping[str, Method]) 
         for default, method in defaults.items():
             other = task.of(method)
             gain, low, high = difference(mine, other)
-            dearer = share(other, dense) >= cost
-            sign = "" if gain >= 0 or not dearer else " (!)" if high < 0 else " (?)"
+            sign = "" if gain >= 0 or default not in dearer else " (!)" if high < 0 else " (?)"
             cells.append(f"{gain:+.1f} ({low:+.1f} to {high:+.1f}) at {100 * share(other, dense):.0f} %{sign}")
             if sign:
                 missed.append(f"{name} against {default}: {gain:+.1f} points, {low:+.1f} to {high:+.1f}")

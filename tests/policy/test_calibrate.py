@@ -136,7 +136,7 @@ def test_sets_of_the_suite_are_of_different_scenes():
         (["--flops", "0.3", "--agreement", "99"], "--agreement 99 is out of range"),
         (["--flops", "0.3", "--max-kl", "-1"], "--max-kl -1 is out of range"),
         (["--flops", "0.3", "--guard", "0"], "--guard 0 is out of range"),
-        (["--flops", "0.3", "--guard", "0.01", "--guarded", "9"], "takes 299 samples at the least, and there are 18"),
+        (["--flops", "0.3", "--guard", "0.01", "--guarded", "9"], "takes 368 samples at the least, and there are 18"),
         (["--flops", "0.3", "--confidence", "1"], "certainty"),
         (["--flops", "0.3", "--methods", "magic"], "no method 'magic'"),
         (["--flops", "0.3", "-o", "policy.yaml"], "ends in .json"),

@@ -155,7 +155,9 @@ def test_batches_are_of_one_kind_and_task_and_take_turns(trials):
         ("where is the cup?", "place"),
         ("is the cup left of the plate?", "place"),
         ("which one do you see? a) cup b) plate", "choice"),
-        ("what colour is the text?", "default"),
+        ("what colour is the text?", "short"),
+        ("the cross has which color?", "short"),
+        ("hello", "default"),
         ("", "default"),
     ],
 )

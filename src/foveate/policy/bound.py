@@ -17,6 +17,7 @@ from itertools import pairwise
 NEVER = -1e6  # no signal is below: nothing runs again
 ALWAYS = 1e6  # every signal is below: the prompt is not pruned at all
 STEPS = 48  # thresholds in a row
+RESERVE = 0.5  # of the level: the other half is kept back, so that a count over a few hundred runs shows the bound too
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def allowed(samples: int, alpha: float, confidence: float, fresh: int | None = N
     Against a long-run share above alpha, the chance of so few is binomial. Against more than alpha of `fresh` prompts
     it is hypergeometric: of all that differ, calibration and fresh prompts each have a random part.
     """
-    level, most = 1 - confidence, -1
+    level, most = (1 - confidence) * RESERVE, -1
     over = 0 if fresh is None else math.floor(alpha * fresh) + 1  # the fewest that break the bound
     while most + 1 <= samples * alpha:
         few = most + 1

@@ -19,6 +19,7 @@ from foveate import flow
 from foveate.bench import counting, fingerprint, spread
 from foveate.methods import Method, Uniform
 from foveate.policy.adaptive import adaptive_of
+from foveate.policy.allocate import allocate
 from foveate.policy.data import Sets
 from foveate.policy.figures import measured, published, some, timed
 from foveate.policy.guarding import check_guard, guard_of
@@ -107,13 +108,20 @@ def calibrate(
     front = front_of(quick, search, request, advance)
     told = counting(advance, "finals", 1 + len(kinds))
     last = finals(search.found.values(), budget.target, request, searched, budget.kind)
-    entries = {DEFAULT: pick(last, request)}
+    best = pick(last, request)
     told(1)
+    options: dict[str, list[Candidate]] = {}
+    least: dict[str, float] = {}
     for k in kinds:
-        own = of_kind(quick.of(k), search, request)
-        entries[k] = pick(finals(own, budget.target, request, searched.of(k), budget.kind), request)
+        own, few = of_kind(quick.of(k), search, request), searched.of(k)
+        options[k] = finals(own, budget.target, request, few, budget.kind)
+        if not request.constrained:
+            options[k] += elsewhere(own, budget.target, few, budget.kind)
+            defaults = published_on(few, search.layers, budget.kind)
+            least[k] = max(c.agreement for c in defaults)
+            options[k] += [candidate_of("dense", Dense(), None, few.run(None), few.run(None), budget.kind), *defaults]
         told(1)
-    best = entries[DEFAULT]
+    entries = {DEFAULT: best, **share_out(options, least, searched, best, budget, request)}
 
     quoted = trials_of("quoted", sets.quoted)
     others = {**front, **published(search.layers, withdrawal[0]), **also(search)}
@@ -273,6 +281,42 @@ def of_kind(trials: Trials, search: Search, request: Request) -> list[Candidate]
     if "schedule" in request.families:
         own.family("schedule", len(shapes) + request.trials // 4, shapes)
     return list(own.found.values())
+
+
+def elsewhere(found: Sequence[Candidate], target: float, trials: Trials, kind: str) -> list[Candidate]:
+    """The best at other costs than the budget's, measured on all samples: what shares of the budget are dealt from."""
+    chosen, dense, low = [], trials.run(None), 0.0
+    for high in (0.27, 0.52, 0.72):
+        bin_ = sorted((c for c in found if low < c.cost <= high and abs(c.cost - target) > 0.02), key=lambda c: c.loss)
+        chosen += bin_[: FINALISTS // 2]
+        low = high
+    return [candidate_of(c.family, c.method, c.shape, trials.run(c.method), dense, kind) for c in chosen]
+
+
+def published_on(trials: Trials, layers: int, kind: str) -> list[Candidate]:
+    """The published defaults on some samples."""
+    dense = trials.run(None)
+    methods = published(layers, None).values()
+    return [candidate_of(m.name, m, None, trials.run(m), dense, kind) for m in methods]
+
+
+def share_out(
+    options: Mapping[str, list[Candidate]],
+    least: Mapping[str, float],
+    trials: Trials,
+    best: Candidate,
+    budget: Budget,
+    request: Request,
+) -> dict[str, Candidate]:
+    """Each kind's entry. Their mean cost is the budget's; under a constraint each kind fulfils it by itself."""
+    if request.constrained:
+        return {kind: pick(found, request) for kind, found in options.items()}
+    if not options:
+        return {}
+    sizes = {kind: len(trials.of(kind).samples) for kind in options}
+    rest = len(trials.samples) - sum(sizes.values())
+    left = (budget.target * len(trials.samples) - best.cost * rest) / sum(sizes.values())  # for all but the default's
+    return allocate(options, sizes, left, least)
 
 
 def front_of(trials: Trials, search: Search, request: Request, advance: Advance) -> dict[str, Method]:

@@ -21,6 +21,7 @@ KINDS: dict[str, Rule] = {  # the first that fits
     "yes-no": Rule(
         first=("is", "are", "was", "were", "do", "does", "did", "can", "could", "has", "have", "had", "will", "would")
     ),
+    "short": Rule(first=("what", "which", "who", "name", "tell"), words=("which color", "which colour")),
 }
 
 
