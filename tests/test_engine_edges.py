@@ -7,9 +7,11 @@ import cost_families
 import pytest
 import torch
 import transformers
+from PIL import Image
 from torch import nn
 from transformers import StaticCache
 
+import checkpoints
 import foveate
 import tiny
 from contracts import ATOL, FEW, METHODS, check_row, generate, reference
@@ -123,6 +125,31 @@ def test_a_model_inside_an_adapter_is_pruned(method):
 def test_what_is_no_model_is_refused_with_what_to_give_instead(thing):
     with pytest.raises(ValueError, match=r"no transformers model: give the model itself"):
         foveate.prune(thing, "fastv")
+
+
+def test_a_pipeline_is_pruned_through_its_model(tmp_path):
+    model_folder = checkpoints.save_llava(tmp_path)
+    pipe = transformers.pipeline("image-text-to-text", model=model_folder, device="cpu")
+    content = [
+        {"type": "image", "image": Image.new("RGB", (40, 30), "red")},
+        {"type": "text", "text": "is there a red"},
+    ]
+    options = {"return_full_text": False, "generate_kwargs": {"do_sample": False, "max_new_tokens": 5}}
+    messages = [{"role": "user", "content": content}]
+    dense = pipe(text=messages, **options)
+    method = foveate.VTW(layer=1)
+    with pytest.raises(ValueError, match=r"such as pipe\.model"):
+        foveate.prune(pipe, method)
+    with foveate.prune(pipe.model, method) as pruned:
+        said = pipe(text=messages, **options)
+    inputs = pipe.processor.apply_chat_template(
+        messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    with foveate.prune(pipe.model, method):
+        ids = pipe.model.generate(**inputs, max_new_tokens=5, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    assert said[0]["generated_text"].strip() == pipe.processor.decode(ids, skip_special_tokens=True)
+    assert [len(kept) for kept in pruned.trace.stages[0].kept] == [0] and len(pruned.trace.visual[0]) == 16
+    assert pipe(text=messages, **options) == dense
 
 
 # ---- static caches

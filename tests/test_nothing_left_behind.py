@@ -139,14 +139,17 @@ def test_pruning_goes_on_rightly_after_an_exception_inside_generate(attention, m
         check_row(out, b, reference(row, method))
 
 
+@pytest.mark.parametrize("call", (generate, lambda model, inputs: model(**inputs)), ids=("generate", "forward"))
 @pytest.mark.parametrize("error", (RuntimeError, KeyboardInterrupt), ids=lambda e: e.__name__)
-def test_an_exception_in_one_thread_does_not_stop_another(error):
+def test_an_exception_in_one_thread_does_not_stop_another(error, call):
     """A prompt that is being read may hold something that other threads wait for; a broken one must let go of it."""
     (row,) = tiny.forms("llava-gqa")["one"]
     model = copy.deepcopy(tiny.model("llava-gqa", "sdpa"))  # its own: a thread that waits may outlive this test
     with foveate.prune(model, METHODS["himap"]):
+        hook = model.get_decoder().layers[3].mlp.register_forward_pre_hook(raising(error("from the test")))
         with pytest.raises(error):
-            from_a_layer(model, tiny.batch(row), error("from the test"))
+            call(model, tiny.batch(row))
+        hook.remove()
         outs = []
         other = threading.Thread(target=lambda: outs.append(generate(model, tiny.batch(row))), daemon=True)
         other.start()
