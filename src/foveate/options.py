@@ -111,5 +111,14 @@ def check_layers(method: Method, layers: int) -> None:
 
 
 def settings_of(method: Method) -> dict[str, Any]:
-    """The fields of a method and their values."""
-    return dict(vars(method))
+    """The fields of a method and their values, as JSON can hold them and `--set` takes them."""
+    return {field: word_of(value) for field, value in vars(method).items()}
+
+
+def word_of(value: Any) -> Any:
+    """A value of a field: a share of the score as "share=0.9", a tuple as a list, methods in it as text."""
+    if isinstance(value, Share):
+        return f"share={value.share:g}"
+    if isinstance(value, tuple):
+        return [word_of(part) for part in value]
+    return str(value) if isinstance(value, Method) else value

@@ -72,6 +72,20 @@ def test_the_policy_prunes_its_model_and_no_other(made, folder, tmp_path):
         foveate.prune(other, made[0])
 
 
+def test_ask_takes_the_policy(made, folder, tmp_path):
+    picture = tmp_path / "a.png"
+    Image.new("RGB", (48, 48), "red").save(picture)
+    ask = ["ask", str(picture), "is there a red circle", "--model", folder, "--runs", "1", "--json"]
+    result = CliRunner().invoke(app, [*ask, "--method", str(made[0])])
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    assert told["method"]["name"] == Policy.load(made[0]).asked("is there").entry.method.name
+    wrong = CliRunner().invoke(app, [*ask, "--method", str(made[0]), "--set", "keep=0.5"])
+    assert wrong.exit_code == 2 and "--set is for methods" in wrong.stderr
+    share = CliRunner().invoke(app, [*ask, "--method", "fastv", "--set", "keep=share=0.9"])
+    assert json.loads(share.stdout)["method"]["keep"] == "share=0.9"
+
+
 def test_given_again_it_runs_nothing_twice(made, folder, monkeypatch):
     before = Policy.load(made[0])
     monkeypatch.setattr("foveate.policy.trials.Asked", None)  # whoever runs a trial fails

@@ -34,16 +34,24 @@ def ask(
         from foveate import ask as job
         from foveate import show
         from foveate.options import check_layers, method_from, settings_of
+        from foveate.policy import Policy
         from foveate.report.text import table
 
         quiet()
         torch.set_num_threads(threads)
 
-        chosen = method_from(method, settings or [])
+        policy = None
+        if method.endswith(".json"):
+            if settings:
+                raise ValueError("--set is for methods: the fields of a policy stand in its file")
+            policy = Policy.load(method).asked(question)
+        chosen = method_from(method, settings or []) if policy is None else policy.entry.method
         picture = job.read_picture(job.find_picture(image))
         if overlay is not None:
             show.check_file_type(overlay)
         loaded, processor = job.load(model, attn, dtype, device)
+        if policy is not None:
+            policy.check(loaded)
         check_layers(chosen, loaded.config.get_text_config().num_hidden_layers)
         inputs = job.prepare(processor, picture, question)
         result = job.ask(loaded, processor, inputs, chosen, max_new_tokens, runs)

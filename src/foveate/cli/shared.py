@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 import typer
 
 MODEL = "A folder or hub id; mini is the embedded model."
-MethodName = Annotated[str, typer.Option("--method", help="The pruning method; see `foveate methods`.")]
+MethodName = Annotated[str, typer.Option("--method", help="The pruning method, see `foveate methods`.")]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="A field of the method; repeatable.")
 ]

@@ -108,6 +108,12 @@ class Guarded(Pruned):
             self._undo.callback(hook.remove)
         self._undo.callback(self.decoder.register_forward_hook(self._check).remove)
 
+    @property
+    def again(self) -> list[bool]:
+        """For each sample of the last prompt whether it ran again; empty before the first."""
+        none = [] if self.trace is None else [False] * len(self.trace.prompt)
+        return getattr(self.trace, "again", none)
+
     def _noter(self, layer: int) -> Any:
         def note(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
             forward = self._runs.current.forward
@@ -129,6 +135,10 @@ class Guarded(Pruned):
     def _check(self, module: nn.Module, args: tuple, output: Any) -> None:
         """After the decoder's last layer: rows that are too uncertain run again, and take the place of the pruned."""
         noted, self._notes.noted = self._notes.noted, None
+        if noted is not None and not hasattr(output, "last_hidden_state"):
+            raise NotImplementedError(
+                "a guard needs the decoder's output by name: call the model with return_dict=True"
+            )
         if noted is None or self.trace is None or len(noted.given) < len(self.kinds) - self._first:
             return
         if not noted.prompt.stages and not self.edited:

@@ -14,6 +14,7 @@ from foveate import cost
 from foveate.methods import Method
 from foveate.policy.encoding import encoded
 from foveate.policy.replay import Asked, Outcome
+from foveate.policy.schedule import Dense
 from foveate.suite.journal import Journal
 from foveate.suite.runner import Item, item_of
 from foveate.suite.tasks import Sample
@@ -26,7 +27,7 @@ Outcomes = Mapping[str, Outcome]  # by the sample's name
 
 def name_of(method: Method | None) -> str:
     """A method and all its fields as one line."""
-    return DENSE if method is None else json.dumps(encoded(method), separators=(",", ":"))
+    return DENSE if method is None or isinstance(method, Dense) else json.dumps(encoded(method), separators=(",", ":"))
 
 
 class Trials:
@@ -98,9 +99,13 @@ class Trials:
         if not self.journal.has(key, names):
             if names[0] not in self.asked:
                 items = [self.item(sample) for sample in batch]
-                self.asked[names[0]] = Asked(self.model, self.processor, items, self.depth(items))
+                try:
+                    self.asked[names[0]] = Asked(self.model, self.processor, items, self.depth(items))
+                except ValueError as error:
+                    hint = "; --batch 1 asks them one by one" if len(items) > 1 else ""
+                    raise ValueError(f"{error}{hint}") from None
             asked = self.asked[names[0]]
-            found = asked.dense if method is None else asked.trial(method)
+            found = asked.dense if method is None or key == DENSE else asked.trial(method)
             self.journal.append(
                 {"setting": key, "sample": name, **asdict(outcome)} for name, outcome in zip(names, found, strict=True)
             )
@@ -119,8 +124,8 @@ class Trials:
         """
         found: dict[str, dict[str, Outcome]] = {}
         for batch in self.batches:
-            for method in dict.fromkeys(methods(self.kind(batch[0]))):
-                found.setdefault(name_of(method), {}).update(self.batch(batch, method))
+            for name, method in {name_of(method): method for method in methods(self.kind(batch[0]))}.items():
+                found.setdefault(name, {}).update(self.batch(batch, method))
             self.asked.pop(batch[0].name, None)
             advance(len(batch))
         return found

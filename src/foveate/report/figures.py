@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from foveate.bench import Report, Speed, ratio
+from foveate.options import settings_of
 from foveate.suite.summary import Row, Versus
 
 
@@ -17,7 +18,7 @@ def as_json(report: Report) -> dict[str, Any]:
         figures = dataclasses.asdict(dataclasses.replace(row, setting=None))  # type: ignore[arg-type]
         del figures["setting"]
         method = row.setting.method
-        fields = {"method": method.name, **vars(method)} if method else {"method": "dense"}
+        fields = {"method": method.name, **settings_of(method)} if method else {"method": "dense"}
         named = {"name": row.setting.name, "point": row.setting.point, "settings": fields}
         cells = figures.pop("cells")
         tasks = {task: {**cells[task], "beats_random": beats(cell.random)} for task, cell in row.cells.items()}
