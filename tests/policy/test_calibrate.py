@@ -54,13 +54,13 @@ def test_it_writes_a_policy_and_its_figures(made, folder):
     assert entry.budget == {"flops": 0.6} and entry.data["searched"] == 12 and entry.data["quoted"] == 10
     assert entry.measured.samples == 10 and entry.measured.flops.mean < 0.62
     assert entry.measured.speed is not None
-    for words in ("chosen", "fastv, published", "visipruner, published", "VTW's own search"):
+    for words in ("one for all", "fastv, published", "visipruner, published", "VTW's own search"):
         assert words in told
     run = out.with_name("policy-run")
     assert Image.open(run / "pareto.png").width > 800
     figures = json.loads((run / "calibration.json").read_text())
     assert figures["policy"]["entries"].keys() == policy.entries.keys()
-    assert "| chosen |" in (run / "calibration.md").read_text()
+    assert "| one for all |" in (run / "calibration.md").read_text()
 
 
 def test_the_policy_prunes_its_model_and_no_other(made, folder, tmp_path):

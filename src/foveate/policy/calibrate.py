@@ -24,7 +24,7 @@ from foveate.policy.data import Sets
 from foveate.policy.figures import measured, published, some, timed
 from foveate.policy.guarding import check_guard, guard_of
 from foveate.policy.kinds import DEFAULT, KINDS, common, kind_of
-from foveate.policy.policy import Entry, Guard, Measured, Model, Policy
+from foveate.policy.policy import Entry, Figure, Guard, Measured, Model, Policy
 from foveate.policy.request import Request
 from foveate.policy.schedule import Dense
 from foveate.policy.search import CHANCE, Budget, Candidate, Search, candidate_of, vtw_layer
@@ -106,56 +106,31 @@ def calibrate(
     open_end = request.constrained and budget.target == 1.0  # a constraint alone: search in the middle
     search, withdrawal = search_all(quick, replace(budget, target=0.5) if open_end else budget, request, advance)
     front = front_of(quick, search, request, advance)
-    told = counting(advance, "finals", 1 + len(kinds))
-    last = finals(search.found.values(), budget.target, request, searched, budget.kind)
-    best = pick(last, request)
-    told(1)
-    options: dict[str, list[Candidate]] = {}
-    least: dict[str, float] = {}
-    for k in kinds:
-        own, few = of_kind(quick.of(k), search, request), searched.of(k)
-        options[k] = finals(own, budget.target, request, few, budget.kind)
-        if not request.constrained:
-            options[k] += elsewhere(own, budget.target, few, budget.kind)
-            defaults = published_on(few, search.layers, budget.kind)
-            least[k] = max(c.agreement for c in defaults)
-            options[k] += [candidate_of("dense", Dense(), None, few.run(None), few.run(None), budget.kind), *defaults]
-        told(1)
-    entries = {DEFAULT: best, **share_out(options, least, searched, best, budget, request)}
+    entries = entries_of(searched, quick, search, budget, kinds, request, advance)
+    chosen = {k: candidate.method for k, candidate in entries.items()}
 
     quoted = trials_of("quoted", sets.quoted)
-    others = {**front, **published(search.layers, withdrawal[0]), **also(search)}
-    chosen = {kind: candidate.method for kind, candidate in entries.items()}
+    compared = {"one for all": chosen[DEFAULT], **front, **published(search.layers, withdrawal[0]), **also(search)}
     told = counting(advance, "quoted figures", len(sets.quoted))
-    outcomes = quoted.run_all(lambda k: [None, chosen.get(k, best.method), best.method, *others.values()], told)
-    dense = outcomes[name_of(None)]
-    speeds = timed(quoted, [best.method, *others.values()], place, advance)
-    points = [
-        Point(name, method, measured(outcomes[name_of(method)], dense, speeds.get(name_of(method))), name == "chosen")
-        for name, method in {"chosen": best.method, **others}.items()
-    ]
-    by_kind = {}
-    for k in (*kinds, DEFAULT):
-        if names := [sample.name for sample in sets.quoted if kind(sample) == k]:
-            compared = {"chosen": chosen.get(k, best.method), **published(search.layers, None)}
-            by_kind[k] = [
-                Point(name, m, measured(some(outcomes[name_of(m)], names), some(dense, names), speeds.get(name_of(m))))
-                for name, m in compared.items()
-            ]
-    data = {"source": request.data, "seed": request.seed, "searched": len(sets.searched), "quoted": len(sets.quoted)}
+    outcomes = quoted.run_all(lambda k: [None, chosen[k], *compared.values()], told)
+    speeds = timed(quoted, list(compared.values()), advance)
+    points = points_of(quoted, outcomes, chosen, compared, speeds)
+    by_kind = {
+        k: kind_points(quoted.of(k), outcomes, chosen[k], published(search.layers, None), speeds)
+        for k in entries
+        if quoted.of(k).samples
+    }
     guards: dict[str, Guard | None] = {}
     if request.guard is not None:
         guards = guard_of(searched, trials_of("guarded", sets.guarded), chosen, request, advance)
-        data["guarded"] = len(sets.guarded)
-    budget_note = {request.kind: request.target} | {
-        name: value for name in ("max_kl", "agreement") if (value := getattr(request, name)) is not None
-    }
+    data = {"source": request.data, "seed": request.seed, "searched": len(sets.searched), "quoted": len(sets.quoted)}
+    told_of = data | ({} if request.guard is None else {"guarded": len(sets.guarded)})
     made = {
         k: Entry(
             method=Dense() if guards.get(k, 0) is None else chosen[k],
             rule=KINDS.get(k),
-            budget=budget_note,
-            data=data,
+            budget=request.budget,
+            data=told_of,
             measured=by_kind[k][0].measured if k in by_kind else points[0].measured,
             guard=guards.get(k),
         )
@@ -163,6 +138,68 @@ def calibrate(
     }
     policy = Policy(Model.of(model, request.model), made)
     return Report(request, policy, points, by_kind, list(search.found.values()), withdrawal, budget, outcomes)
+
+
+def entries_of(
+    searched: Trials,
+    quick: Trials,
+    search: Search,
+    budget: Budget,
+    kinds: Sequence[str],
+    request: Request,
+    advance: Advance,
+) -> dict[str, Candidate]:
+    """The entry for all prompts, and one for each kind of question; finalists are measured on all samples."""
+    told = counting(advance, "finals", 1 + len(kinds))
+    best = pick(finals(search.found.values(), budget.target, request, searched, budget.kind), request)
+    told(1)
+    options: dict[str, list[Candidate]] = {}
+    least: dict[str, float] = {}
+    for k in kinds:
+        own, few = of_kind(quick.of(k), search, request), searched.of(k)
+        options[k] = finals(own, budget.target, request, few, budget.kind)
+        if not request.constrained:
+            defaults = published_on(few, search.layers, budget.kind)
+            least[k] = max(c.agreement for c in defaults)
+            dense = candidate_of("dense", Dense(), None, few.run(None), few.run(None), budget.kind)
+            options[k] += [*elsewhere(own, budget.target, few, budget.kind), *defaults, dense]
+        told(1)
+    return {**share_out(options, least, searched, best, budget, request), DEFAULT: best}
+
+
+def points_of(
+    quoted: Trials,
+    outcomes: Mapping[str, Outcomes],
+    chosen: Mapping[str, Method],
+    compared: Mapping[str, Method],
+    speeds: Mapping[str, Figure],
+) -> list[Point]:
+    """The policy as a whole, each question under its kind's entry, and what it is compared with."""
+    dense = outcomes[name_of(None)]
+    points = [
+        Point(name, method, measured(outcomes[name_of(method)], dense, speeds.get(name_of(method))))
+        for name, method in compared.items()
+    ]
+    if len(chosen) == 1:
+        return [replace(points[0], chosen=True), *points[1:]]
+    mixed = {s.name: outcomes[name_of(chosen[quoted.kind(s)])][s.name] for s in quoted.samples}
+    return [Point("by kind", chosen[DEFAULT], measured(mixed, dense), True), *points]
+
+
+def kind_points(
+    quoted: Trials,
+    outcomes: Mapping[str, Outcomes],
+    method: Method,
+    defaults: Mapping[str, Method],
+    speeds: Mapping[str, Figure],
+) -> list[Point]:
+    """A kind's entry and the published defaults, on that kind's quoted samples."""
+    names = [sample.name for sample in quoted.samples]
+    dense = some(outcomes[name_of(None)], names)
+    return [
+        Point(name, m, measured(some(outcomes[name_of(m)], names), dense, speeds.get(name_of(m))))
+        for name, m in {"chosen": method, **defaults}.items()
+    ]
 
 
 def plan_of(model: Any, request: Request, samples: Sequence[Sample]) -> dict[str, Any]:
@@ -187,7 +224,7 @@ def budget_of(model: Any, request: Request, trials: Trials) -> Budget:
     if request.kind != "speedup":
         return Budget({"flops": "flops", "keep": "visual"}[request.kind], request.target)
     probes = [Uniform(1, keep) for keep in (0.0, 0.33, 0.66)]
-    speeds = timed(trials, probes, trials.journal.path.parent, lambda *_: None)
+    speeds = timed(trials, probes, lambda *_: None)
     flops = [share(trials.run(probe), trials.run(None)) for probe in probes] + [1.0]
     times = [1 / speeds[name_of(probe)].mean for probe in probes] + [1.0]
     slope, offset = np.polyfit(flops, times, 1)

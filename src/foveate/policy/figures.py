@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -35,7 +34,7 @@ def published(layers: int, own: int | None) -> dict[str, Method]:
     return found
 
 
-def timed(trials: Trials, methods: Sequence[Method], place: Path, advance: Advance) -> dict[str, Figure]:
+def timed(trials: Trials, methods: Sequence[Method], advance: Advance) -> dict[str, Figure]:
     """Dense time to the first token over pruned: the median over prompts and rounds, and the middle 80 % of them."""
     items = [trials.item(sample) for sample in spread(trials.samples, TIMED)]
     told = counting(advance, "times", TIMED * len(items))

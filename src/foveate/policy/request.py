@@ -47,6 +47,12 @@ class Request:
     def constrained(self) -> bool:
         return self.max_kl is not None or self.agreement is not None
 
+    @property
+    def budget(self) -> dict[str, float]:
+        """What was asked for, as the policy notes it."""
+        asked = {self.kind: self.target, "max_kl": self.max_kl, "agreement": self.agreement}
+        return {name: value for name, value in asked.items() if value is not None}
+
     def meets(self, found: Candidate) -> bool:
         """Whether the constraints are fulfilled."""
         kl, agreement = np.inf if self.max_kl is None else self.max_kl, self.agreement or 0.0

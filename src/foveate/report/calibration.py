@@ -26,7 +26,8 @@ def points_table(report: Report) -> Lines:
         m = point.measured
         speed = "" if m.speed is None else f"{m.speed.mean:.2f}x"
         cost = percent(m.flops.mean), percent(m.whole.mean)
-        table.append((point.name, *cost, *agreement(m.agreement), f"{m.kl.mean:.3f}", speed, words(point.method)))
+        does = "an entry for each kind of question" if point.name == "by kind" else words(point.method)
+        table.append((point.name, *cost, *agreement(m.agreement), f"{m.kl.mean:.3f}", speed, does))
     return table
 
 
@@ -116,7 +117,8 @@ def marks(report: Report) -> list[Mark]:
     found = []
     for point in report.points:
         m = point.measured
-        role = "chosen" if point.chosen else "front" if point.name.startswith("at ") else "published"
+        found_here = point.name == "one for all" or point.name.startswith("at ")
+        role = "chosen" if point.chosen else "front" if found_here else "published"
         time = None if m.speed is None else 1 / m.speed.mean
         found.append(Mark(point.name, role, m.flops.mean, time, (m.agreement.mean, m.agreement.low, m.agreement.high)))
     return found
