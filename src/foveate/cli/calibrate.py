@@ -32,6 +32,10 @@ def calibrate(
         ),
     ] = None,
     confidence: Annotated[float, typer.Option(help="Of the guard's bound.")] = 0.95,
+    fresh: Annotated[
+        int | None,
+        typer.Option(min=1, help="The bound is to hold for the next so many answers; default: in the long run."),
+    ] = None,
     methods: Annotated[str, typer.Option(help="What is searched.")] = "fastv,himap,vtw,visipruner,schedule",
     by_kind: Annotated[bool, typer.Option(help="Entries of their own for kinds of question.")] = True,
     trials: Annotated[int, typer.Option(min=1, help="Free schedules that are drawn; half as many of the rest.")] = 32,
@@ -80,6 +84,7 @@ def calibrate(
             eta=eta,
             guard=guard,
             confidence=confidence,
+            fresh=fresh,
             by_kind=by_kind,
             batch=batch,
             seed=seed,

@@ -35,8 +35,8 @@ from foveate.suite.tasks import Sample
 Advance = Callable[[str, int, int], None]
 FEWEST = 12  # samples of a kind that get an entry of their own
 FINE = (0.2, 0.3, 0.4, 0.6, 0.7, 0.8, 0.9)  # where the cheapest is wanted
-FINALISTS = 6  # candidates that are measured on all samples
-AGAIN = 8  # shapes that another budget or kind starts from
+FINALISTS = 5  # candidates that are measured on all samples
+AGAIN = 6  # shapes that another budget or kind starts from
 
 
 @dataclass(frozen=True)
