@@ -34,7 +34,7 @@ def calibrate(
     confidence: Annotated[float, typer.Option(help="Of the guard's bound.")] = 0.95,
     fresh: Annotated[
         int | None,
-        typer.Option(min=1, help="The bound is to hold for the next so many answers; default: in the long run."),
+        typer.Option(min=1, help="The bound is for the next so many answers; default: the long run."),
     ] = None,
     methods: Annotated[str, typer.Option(help="What is searched.")] = "fastv,himap,vtw,visipruner,schedule",
     by_kind: Annotated[bool, typer.Option(help="Entries of their own for kinds of question.")] = True,
