@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help demo test test-oldest matrix properties lint types format bench-engine clean
+.PHONY: help demo test test-oldest matrix properties lint types format bench-engine bench-speed clean
 .DEFAULT_GOAL := help
 
 help:            ## This list
@@ -38,6 +38,9 @@ types: .venv/installed-dev   ## Check the types
 
 bench-engine: .venv/installed   ## How close the engine comes to the ideal saving of time
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_engine.py
+
+bench-speed: .venv/installed   ## Prefill, decode and memory of every method beside the ideal (a quarter of an hour)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_speed.py --page docs/speed.md
 
 clean:           ## Remove the environment and everything made
 	rm -rf .venv out build dist .pytest_cache .ruff_cache .hypothesis src/*.egg-info

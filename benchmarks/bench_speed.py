@@ -49,6 +49,7 @@ from foveate.suite.timing import most_live, profiled
 
 SYSTEM, TEXT, IMAGE_ID = 35, 36, 31999
 SHAPES = {  # layers, width, FFN, heads
+    "tiny": (32, 64, 128, 2),  # to see that it runs
     "150m": (32, 576, 1408, 9),
     "1b": (32, 1536, 4096, 12),
     "7b": (32, 4096, 11008, 32),
