@@ -6,7 +6,7 @@ from contextlib import suppress
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import foveate
@@ -203,6 +203,7 @@ json_values = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(value=json_values, place=st.integers(0, 200))
 def test_no_value_anywhere_is_anything_but_a_policy_or_a_value_error(value, place):
     policy = Policy(Model("m", "k", "c", "w"), {"default": ENTRY, "r": Entry(METHODS[-1], rule=Rule(("read",)))})
