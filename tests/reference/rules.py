@@ -6,6 +6,7 @@ what it has seen: one rule, one run.
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,14 +42,28 @@ class Rule:
     def edit(self, layer: int, attention: Tensor, prompt: Prompt) -> Tensor:
         return attention
 
-    def top(self, scores: dict[int, float], keep: float | int) -> list[int]:
-        """The positions with the highest scores, in order. A float `keep` is a fraction of them, an int a count."""
-        count = keep if isinstance(keep, int) else round(keep * len(scores))
+    def top(self, scores: dict[int, float], keep: Any) -> list[int]:
+        """The positions with the highest scores, in order. A float `keep` is a fraction of them, an int a count, and
+        what has a `share` the smallest number that together have this share of all scores."""
         ranked = sorted(scores, key=lambda position: -scores[position])
+        if hasattr(keep, "share"):
+            return self.with_share(scores, ranked, keep.share)
+        count = keep if isinstance(keep, int) else round(keep * len(scores))
         if 0 < count < len(ranked):
             last, first = scores[ranked[count - 1]], scores[ranked[count]]
             self.margin = min(self.margin, (last - first) / abs(last))
         return sorted(ranked[:count])
+
+
+    def with_share(self, scores: dict[int, float], ranked: list[int], share: float) -> list[int]:
+        total, held, kept = sum(scores.values()), 0.0, []
+        for position in ranked:
+            if held >= share * total and share < 1:
+                break
+            kept.append(position)
+            held += scores[position]
+            self.margin = min(self.margin, abs(held - share * total) / total)
+        return sorted(kept)
 
 
 @dataclass
