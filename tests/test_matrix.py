@@ -19,9 +19,14 @@ CELLS = [(name, family) for name in matrix.MODES for family in (SOME if name in 
 @pytest.mark.parametrize(("name", "family"), CELLS)
 def test_every_cell_is_what_the_page_says(name, family):
     found, told = matrix.outcomes(name, family), TABLE[name][family]
-    if OLD and isinstance(found, str) and found.startswith("native"):
-        return  # an older transformers may do less by itself; what it does has to be right
+    if (cannot(found) and OLD) or (found == "right" and cannot(told)):
+        return  # an older transformers does less by itself, another machine more
     assert found == told
+
+
+def cannot(found: str | dict[str, str]) -> bool:
+    """Not even without pruning."""
+    return isinstance(found, str) and found.startswith("native")
 
 
 def test_the_page_shows_the_table():
