@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, DynamicCache, PreTrainedModel
+from transformers import Cache, PreTrainedModel
 
 from foveate.pruning import compiled, families
 from foveate.pruning.cut import causal_mask, pack, prompt_mask, take
 from foveate.pruning.guard import always_ending, guard, refuse_labels, shadow
-from foveate.pruning.last import holds_exactly, unwatched, wants_last_token_only
+from foveate.pruning.last import leave_keys, may_run_alone, wants_last_token_only
 from foveate.pruning.layout import Layout, padding_of
 from foveate.pruning.run import Forward, Runs, followed
 from foveate.pruning.stages import Prompt, Stage
@@ -130,7 +130,7 @@ class Pruned:
 
     def _on_call(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         """What does the caller want to see?"""
-        self._runs.current.last_alone = wants_last_token_only(kwargs, self.config)
+        self._runs.current.last_alone = wants_last_token_only(kwargs, (self.model.config, self.config))
 
     def _on_model(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         """Find the visual tokens, by their ids or by the mask that was given."""
@@ -176,7 +176,8 @@ class Pruned:
             length = visual.shape[1] if length is None else length
             run.forward = self._new_prompt(visual, padding, cache, length, sound)
             if run.forward is not None:
-                run.forward.last_alone = last_alone and self._may_shorten_last(run.forward, cache)
+                alone = last_alone and not run.forward.later and len(self.kinds) - 1 not in self.edited
+                run.forward.last_alone = alone and may_run_alone(self.model, self.decoder, cache)
 
     def _new_prompt(
         self, visual: Tensor, padding: Tensor | None, cache: Cache | None, length: int, sound: Tensor
@@ -263,37 +264,11 @@ class Pruned:
         positions = None if reading else kwargs.get("position_ids")
         fitting = kwargs | {"attention_mask": mask, "position_embeddings": rope, "position_ids": positions}
         if forward.last_alone and layer == len(self.kinds) - 1 and hidden.shape[1] > 1:
-            hidden, fitting = self._last_alone(forward, stage, module, hidden, fitting)
+            hidden, fitting = leave_keys(self._tap, module, hidden, fitting)
+            cache = fitting["past_key_values"]
+            fitting["attention_mask"] = causal_mask(self.config, kind, hidden, stage.valid, cache, layer)
+            forward.stage, forward.prompt.last_alone = stage.last, True
         return (hidden, *args[1:]), fitting
-
-    def _may_shorten_last(self, forward: Forward, cache: Cache | None) -> bool:
-        """Whether the last layer may compute the last token alone, if that is all the caller wants."""
-        last, base = len(self.kinds) - 1, self.model.base_model
-        return (
-            not (forward.later or last in self.edited or self.decoder.training or torch.compiler.is_compiling())
-            and holds_exactly(cache)
-            and unwatched(self.decoder.layers[last], (self.decoder.norm, self.decoder, base))
-        )
-
-    def _last_alone(
-        self, forward: Forward, stage: Stage, module: nn.Module, hidden: Tensor, kwargs: dict[str, Any]
-    ) -> tuple[Tensor, dict[str, Any]]:
-        """The other tokens leave their keys and values; the last one then runs as a token that follows them."""
-        layer, rope = len(self.kinds) - 1, kwargs["position_embeddings"]
-        cache = kwargs.get("past_key_values")
-        cache = DynamicCache() if cache is None else cache
-        first = {"past_key_values": cache, "attention_mask": None}
-        self._tap.fill(module, hidden[:, :-1], kwargs | first | {"position_embeddings": [x[..., :-1, :] for x in rope]})
-        hidden = hidden[:, -1:]  # (B, 1, D)
-        mask = causal_mask(self.config, self.kinds[layer], hidden, stage.valid, cache, layer)
-        forward.prompt.last_alone = True
-        end = torch.full_like(stage.index[:, -1:], stage.index.shape[1] - 1)  # (B, 1)
-        forward.stage = Stage(layer, stage.index[:, -1:], None, stage.layout.take(end, None))
-        return hidden, kwargs | {
-            "past_key_values": cache,
-            "attention_mask": mask,
-            "position_embeddings": tuple(x[..., -1:, :] for x in rope),
-        }
 
     def _cut(
         self, forward: Forward, decide: Decide, counts: Counts, layer: int, hidden: Tensor, cache: Cache | None

@@ -6,21 +6,41 @@ import functools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers import Cache, DynamicCache, PretrainedConfig, StaticCache
+
+from foveate.pruning.tap import Tap
 
 SHOWN = ("output_hidden_states", "output_attentions", "output_router_logits")
 
 
-def wants_last_token_only(call: Mapping[str, Any], config: PretrainedConfig) -> bool:
+def wants_last_token_only(call: Mapping[str, Any], configs: Iterable[PretrainedConfig]) -> bool:
     """Whether the arguments of a model's forward ask for the last token's logits and for nothing else of a layer."""
-
-    def asked(name: str) -> bool:
-        given = call.get(name)
-        return bool(getattr(config, name, False) if given is None else given)
-
+    shown = any(call.get(name) for name in SHOWN) or any(getattr(c, name, False) for c in configs for name in SHOWN)
     keep = call.get("logits_to_keep")
-    return isinstance(keep, int) and keep == 1 and not any(asked(name) for name in SHOWN)
+    return isinstance(keep, int) and keep == 1 and not shown
+
+
+def may_run_alone(model: nn.Module, decoder: Any, cache: Cache | None) -> bool:
+    """Whether the last layer of a prompt gives the last token the same when all others leave only keys and values."""
+    if decoder.training or torch.compiler.is_compiling() or not holds_exactly(cache):
+        return False
+    behind = [module for name, module in decoder.named_children() if name != "layers"]
+    base: Any = model.base_model
+    return unwatched(decoder.layers[-1], (*behind, decoder, base))
+
+
+def leave_keys(tap: Tap, layer: nn.Module, hidden: Tensor, kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+    """Let all tokens of `hidden` (B, M, D) but the last leave their keys and values in a layer's cache.
+
+    Returns:
+        the last token (B, 1, D) and its arguments, to run as one that follows the others; its mask is still to be made.
+    """
+    cache, rope = kwargs.get("past_key_values"), kwargs["position_embeddings"]
+    common = kwargs | {"past_key_values": DynamicCache() if cache is None else cache, "attention_mask": None}
+    tap.fill(layer, hidden[:, :-1], common | {"position_embeddings": tuple(x[..., :-1, :] for x in rope)})
+    return hidden[:, -1:], common | {"position_embeddings": tuple(x[..., -1:, :] for x in rope)}
 
 
 def holds_exactly(cache: Cache | None) -> bool:
@@ -44,4 +64,4 @@ def unwatched(layer: nn.Module, behind: Iterable[nn.Module]) -> bool:
 def of_the_house(hook: Any) -> bool:
     while isinstance(hook, functools.partial):
         hook = hook.func
-    return getattr(hook, "__module__", "").split(".")[0] in ("transformers", "foveate")
+    return (getattr(hook, "__module__", None) or "").startswith(("transformers.", "foveate.pruning."))

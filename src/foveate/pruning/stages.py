@@ -32,6 +32,12 @@ class Stage:
         """Per sample the surviving visual positions, as sorted columns of `input_ids`."""
         return [index[visual] for index, visual in zip(self.index, self.layout.visual, strict=True)]
 
+    @property
+    def last(self) -> Stage:
+        """The last token of every prompt alone."""
+        end = torch.full_like(self.index[:, -1:], self.index.shape[1] - 1)  # (B, 1)
+        return Stage(self.layer, self.index[:, -1:], None, self.layout.take(end, None))
+
     def real(self, padding: Tensor | None, length: int, new: int) -> Tensor | None:
         """(B, M + new) bool: which keys of these layers are real, once `new` tokens followed a prompt of `length`."""
         if self.valid is None:
