@@ -22,7 +22,7 @@ METHODS = {
     "himap": foveate.HiMAP(layer1=2, keep1=0.5, layer2=5, keep2=0.25),
     "himap sends": foveate.HiMAP(layer1=1, keep1=0.5, layer2=3, keep2=4, deep="sends"),
     "himap normalised": foveate.HiMAP(layer1=2, keep1=14, layer2=3, keep2=0.5, causal_normalised=True),
-    "fastv share": foveate.FastV(layer=2, keep=foveate.Share(0.8)),
+    "fastv share": foveate.FastV(layer=2, keep=foveate.Share(0.82)),
     "himap share": foveate.HiMAP(layer1=1, keep1=foveate.Share(0.9), layer2=4, keep2=foveate.Share(0.5)),
     "vtw": foveate.VTW(layer=4),
     "vtw first": foveate.VTW(layer=1),

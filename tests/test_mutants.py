@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import foveate
 import matrix
@@ -258,6 +260,16 @@ MUTANTS = {
 def _no_gradients():
     with torch.no_grad():
         yield
+
+
+@pytest.fixture(autouse=True)
+def _registries_stay():
+    """A fault may leave a tap's name behind; the tests that follow begin without it."""
+    for registry in (ALL_ATTENTION_FUNCTIONS, ALL_MASK_ATTENTION_FUNCTIONS):
+        assert not registry._local_mapping
+    yield
+    for registry in (ALL_ATTENTION_FUNCTIONS, ALL_MASK_ATTENTION_FUNCTIONS):
+        registry._local_mapping.clear()
 
 
 @pytest.mark.parametrize("name", MUTANTS)
