@@ -24,17 +24,37 @@ def test_the_ten_lines_run(tmp_path, monkeypatch, capsys):
     assert "layer 2: 72 of 144 visual tokens kept" in capsys.readouterr().out
 
 
-def test_the_example_of_a_method_prunes():
-
+@pytest.fixture(scope="module")
+def loudest():
+    """The method of CONTRIBUTING.md."""
     code = re.search(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
     assert code is not None
     names = {"__name__": "example"}
     exec(compile(code[1], "CONTRIBUTING.md", "exec"), names)
-    rows = tiny.forms("llava-mha")["one"]
-    model = tiny.model("llava-mha", "sdpa")
-    with foveate.prune(model, names["Loudest"](keep=5)) as pruned:
+    return names["Loudest"]
+
+
+def kept_by(method) -> list[list[int]]:
+    """How many visual tokens of each row stay at each stage, in a batch of two."""
+    rows, model = tiny.forms("qwen")["left padding"], tiny.model("qwen", "sdpa")
+    with foveate.prune(model, method) as pruned:
         model.generate(**tiny.batch(*rows), max_new_tokens=2)
-    assert [len(stage.kept[0]) for stage in pruned.trace.stages] == [5]
+    return [[len(row) for row in stage.kept] for stage in pruned.trace.stages]
+
+
+@pytest.mark.parametrize("keep", [5, 0.5, foveate.Share(0.9)])
+def test_the_example_of_a_method_prunes(loudest, keep):
+    (stage,) = kept_by(loudest(keep=keep))
+    assert stage == [5] * 2 if keep == 5 else all(0 < count for count in stage)
+
+
+def test_a_mask_alone_is_an_answer_too(loudest):
+    class Every(loudest):
+        def decide(self, view):
+            return view.visual & (view.position % 2 == 0)
+
+    (stage,) = kept_by(Every())
+    assert all(0 < count for count in stage)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))

@@ -57,7 +57,8 @@ def test_a_guard_that_trusts_all_is_the_pruned_model(method):
     logits, said, trace = answers(model, method, -1e6, *rows)
     pruned_logits, pruned, before = run(model, Pruned(model, METHODS[method]), *rows)
     assert trace.again == [False, False] and trace.flops == before.flops
-    assert logits.equal(pruned_logits) and said.equal(pruned)
+    torch.testing.assert_close(logits, pruned_logits, atol=1e-5, rtol=0)  # the guard's last layer reads all tokens
+    assert said.equal(pruned)
 
 
 @pytest.mark.parametrize("attention", ("sdpa", "eager"))
