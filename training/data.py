@@ -13,23 +13,22 @@ import numpy as np
 from PIL import Image
 
 from foveate.suite.easy_vqa import Asked, easy_vqa
-from foveate.suite.questions import TASKS, Question, ask, quarter
+from foveate.suite.questions import TASKS, Question, ask, existence, quarter
 from foveate.suite.scenes import COLOURS, SHAPES, SIZE, Scene, draw_page, draw_scene, pictograms
 from model import GRID, PATCH
 from tokenizer import ASSISTANT, EOS, ORDINALS
 
 SLOTS = ((14, 16), (2, 32))  # (questions, tokens each) about one picture: short ones, then long ones
-# What is asked about each scene; the first that fit are taken, so what is hard to learn comes first.
-SHORT = (*["read", "relation", "position", "count", "name"] * 2, "relation", "position", "count", "colour", "shape",
-         *["existence"] * 6)  # fmt: skip
+# What is asked about each scene; the first that fit are taken, so what is hard to learn comes first. `yes` is there,
+# `no` is the hardest of what is not (a colour and a shape of different things, a kindred pictogram).
+SHORT = ("read", "count", "no", "yes", "relation", "position", "name", "count", "no", "yes", "read", "count",
+         "relation", "position", "name", "colour", "shape", *["existence"] * 6)  # fmt: skip
 LONG = ("describe", "choice", "choice")
-TEXTS = 0.6  # the share of training scenes with a text in them
+TEXTS = 0.75  # the share of training scenes with a text in them
 TARGETS = 80  # answer tokens kept per picture
 CHARACTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-FILES, RANKS = (
-    "abcdefghijkl",
-    "mnopqrstuvwx",
-)  # as on a chessboard: the column and the row of patches that a centre is in
+# As on a chessboard: the column and the row of patches that a centre is in.
+FILES, RANKS = "abcdefghijkl", "mnopqrstuvwx"
 TASK_NAMES = (*TASKS, "easy-vqa")
 
 
@@ -38,9 +37,7 @@ class Batch:
     """One batch as numpy arrays; B pictures that are asked about, then those to learn letters from."""
 
     pixels: np.ndarray  # (B + pages, 3, 144, 144) uint8
-    patches: (
-        np.ndarray
-    )  # (B + pages, 144, groups) int64: the word of each group at each patch, or the group's size for none
+    patches: np.ndarray  # (B + pages, 144, groups) int64: the word of each group at a patch, the group's size for none
     questions: list[np.ndarray] | None = None  # per slot group (B, count, length) int64
     at: np.ndarray | None = None  # (B, TARGETS) where, in the joined question tokens, a next token is asked for
     target: np.ndarray | None = None  # (B, TARGETS) which token, -100 for unused
@@ -129,7 +126,9 @@ def _easy_vqa() -> list[Asked]:
 
 def _about(scene: Scene, rng: np.random.Generator) -> tuple[list[Question], list[Question]]:
     """Short and long questions about a scene."""
-    return ask(scene, rng, SHORT), ask(scene, rng, LONG)
+    kinds = {"yes": None, "no": "adversarial"}
+    short = [existence(scene, rng, kinds[t]) if t in kinds else TASKS[t](scene, rng) for t in SHORT]
+    return [q for q in short if q is not None], ask(scene, rng, LONG)
 
 
 def _write_questions(batch: Batch, asked, tokenizer, rng: np.random.Generator) -> None:

@@ -3,9 +3,8 @@
     python training/evaluate.py                      # the embedded mini, 300 questions of each task
     python training/evaluate.py FOLDER --limit 100 --easy-vqa 500 --json results.json
 
-Each task is scored by its own metric. `prior` is what who never looks can reach: to each question the answer that is
-commonest in training for its form, names and colours left out. Scenes come from a seed of their own, which no benchmark
-uses by default.
+Each task is scored by its own metric. `prior` is what answering without looking reaches (see `Prior`). Scenes come
+from a seed of their own, which no benchmark uses by default.
 """
 
 import argparse
@@ -45,16 +44,37 @@ def form(question: str) -> str:
     return re.sub(rf"\b(an? )?({'|'.join(named)})\b", "_", question)
 
 
-def priors(scenes: int = 4000) -> dict[tuple[str, str], str]:
-    """(task, form of the question) -> the commonest answer in training."""
-    counts: dict[tuple[str, str], Counter] = defaultdict(Counter)
-    for seed in range(scenes):
-        for q in ask(draw_scene("train", 2 * 10**9 + seed), np.random.default_rng([9, seed])):
-            counts[q.task, form(q.question)][q.answers[0]] += 1
-    for shown in easy_vqa("train"):
-        for question, reply in shown.questions:
-            counts["easy-vqa", form(question)][reply] += 1
-    return {key: count.most_common(1)[0][0] for key, count in counts.items()}
+class Prior:
+    """Answers without looking, from counts over training's questions.
+
+    What was commonest for a question's form; of four options, the one that was right most often when it was offered;
+    on easy-VQA, what was commonest for the question itself.
+    """
+
+    def __init__(self, scenes: int = 5000):
+        self.counts: dict[tuple[str, str], Counter] = defaultdict(Counter)
+        self.right, self.offered = Counter(), Counter()
+        for seed in range(scenes):
+            for q in ask(draw_scene("train", 2 * 10**9 + seed), np.random.default_rng([9, seed])):
+                self.counts[q.task, form(q.question)][q.answers[0]] += 1
+                if q.task == "choice":
+                    self.right[q.answers[1]] += 1
+                    self.offered.update(options(q.question).values())
+        for shown in easy_vqa("train"):
+            for question, reply in shown.questions:
+                self.counts["easy-vqa", question][reply] += 1
+
+    def __call__(self, task: str, question: str) -> str:
+        if task == "choice":
+            given = options(question)
+            return max(given, key=lambda letter: self.right[given[letter]] / (self.offered[given[letter]] + 1))
+        known = self.counts[task, question if task == "easy-vqa" else form(question)]
+        return known.most_common(1)[0][0] if known else ""
+
+
+def options(question: str) -> dict[str, str]:
+    """The options of a multiple choice question by their letters."""
+    return {letter: text.strip() for letter, text in re.findall(r"([a-d])\) (.+?)(?= [b-d]\)|$)", question)}
 
 
 def answer(model, processor, samples: list[Sample], blank: bool, batch: int = 32) -> list[str]:
@@ -82,7 +102,7 @@ def answer(model, processor, samples: list[Sample], blank: bool, batch: int = 32
 
 def evaluate(model, processor, samples: list[Sample]) -> tuple[dict, list[dict]]:
     """({row: {"metric", "score", "blank", ...}}, every answer); a row is a task or a kind of negatives."""
-    prior = priors()
+    prior = Prior()
     seen, blind = answer(model, processor, samples, False), answer(model, processor, samples, True)
     rows: dict[str, list[int]] = {}
     for i, sample in enumerate(samples):
@@ -93,10 +113,7 @@ def evaluate(model, processor, samples: list[Sample]) -> tuple[dict, list[dict]]
     for row, places in rows.items():
         metric, truths = samples[places[0]].metrics[0], [samples[i].answers for i in places]
         told = {"score": [seen[i] for i in places], "blank": [blind[i] for i in places]}
-        forms = [
-            (s.task, s.question if s.task == "easy-vqa" else form(s.question)) for s in (samples[i] for i in places)
-        ]
-        told["prior"] = [prior.get(key, "") for key in forms]
+        told["prior"] = [prior(samples[i].task, samples[i].question) for i in places]
         figures = {k: METRICS[metric].scale * float(score(metric, said, truths).mean()) for k, said in told.items()}
         table[row] = {"metric": METRICS[metric].title, **figures, "questions": len(places)}
     records = [

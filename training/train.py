@@ -28,10 +28,10 @@ from tokenizer import IMAGE, SYSTEM, USER, make_processor, run_tokenizer
 RUNS = Path(__file__).parent / "runs"
 # What is learnt early gets less, what comes late more. Long answers have many tokens, hard at first: at full weight
 # their noise would drown the rest.
-LATE, EARLY = dict.fromkeys(("position", "name", "count", "relation"), 1.5), 0.4
-LONG = {"choice": 0.6, "read": 0.7, "describe": 0.3}
+LATE, EARLY = dict.fromkeys(("existence", "name", "count", "relation"), 1.5), 0.6
+LONG = {"choice": 0.6, "read": 1.0, "describe": 0.3}
 TASK_WEIGHTS = [(LATE | LONG).get(task, EARLY) for task in data.TASK_NAMES]
-TOWER_SHARE = 0.25  # of the learning rate, for the tower and the projector in the phase of the whole
+TOWER_SHARE = 0.3  # of the learning rate, for the tower and the projector in the phase of the whole
 
 
 class Mini(torch.nn.Module):
@@ -128,14 +128,15 @@ def settle(mini: Mini, optimiser: Optimiser, pixels) -> None:
             optimiser.scale(n, factor)
 
 
-def rate(step: int, steps: int, decay: float) -> float:
-    """Learning-rate factor: a short warm-up, a plateau, then a linear way down to zero over the share `decay`."""
-    return min(1.0, (step + 1) / 60, (steps - step) / max(1, decay * steps))
+def rate(step: int, steps: int, decay: float, peak: float = 1.0) -> float:
+    """Learning-rate factor: a short warm-up to `peak`, then a linear way down to zero over the share `decay`."""
+    return peak * min(1.0, (step + 1) / 60, (steps - step) / max(1, decay * steps))
 
 
 def run(
-    phase, tokenizer, steps, folder, *, batch=16, seed=0, start=(), simple=0, workers=1, decay=0.5, device="cpu",
-    dtype=torch.bfloat16, compiled=True, save_every=100, log_every=20, stop_at=None, patch_weight=0.3, sizes=None,
+    phase, tokenizer, steps, folder, *, batch=16, seed=0, start=(), simple=0, workers=1, decay=0.5, peak=1.0,
+    device="cpu", dtype=torch.bfloat16, compiled=True, save_every=100, log_every=20, stop_at=None, patch_weight=0.3,
+    sizes=None,
 ):  # fmt: skip
     """Trains one phase and returns the `Mini`; checkpoints, log.jsonl and curves.png go to `folder`.
 
@@ -155,7 +156,7 @@ def run(
     elif start:
         for state in start:
             optimiser.load(state, moments=False)
-        if phase == "whole":
+        if phase == "whole" and not any("language_model.layers" in n for n in start[-1]["master"]):
             pixels = data.draw_batch(tokenizer, seed, 0, batch, 6, False).pixels
             settle(mini, optimiser, torch.from_numpy(pixels).to(device))
     if phase == "tower":  # what stays as it is has no optimiser, but a checkpoint holds everything that matters
@@ -173,7 +174,7 @@ def run(
             inputs = tensors(drawn, device, phase, patch_weight)
             loss, right, *answers = forward(*inputs)
             loss.backward()
-            optimiser.step(rate(step, steps, decay))
+            optimiser.step(rate(step, steps, decay, peak))
             step += 1
             tally["loss"].append(loss.item())
             for group, value in zip(data.groups(), right.tolist(), strict=True):
@@ -230,6 +231,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--simple", type=int, help="batches with at most three things at the start")
     parser.add_argument("--decay", type=float, default=0.5, help="share of the steps over which the rate falls to zero")
+    parser.add_argument("--peak", type=float, default=1.0, help="highest rate; less to go on from a trained whole")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--patch-weight", type=float, default=0.3)
@@ -244,7 +246,7 @@ def main() -> None:
     start = options.start if options.start is not None else [] if tower else ["tower"]
     mini = run(
         options.phase, tokenizer, options.steps, folder,
-        batch=options.batch or (32 if tower else 16), seed=options.seed, decay=options.decay,
+        batch=options.batch or (32 if tower else 16), seed=options.seed, decay=options.decay, peak=options.peak,
         simple=options.simple if options.simple is not None else 0 if tower else 400, patch_weight=options.patch_weight,
         start=[RUNS / name / "checkpoint.pt" for name in start], workers=options.workers, device=options.device,
     )  # fmt: skip
