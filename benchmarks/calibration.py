@@ -24,18 +24,17 @@ import torch
 import foveate
 from finding import fill
 from foveate import ask
+from foveate.calibration import bound
+from foveate.calibration.calibrate import Report, calibrate, plan_of
+from foveate.calibration.data import kind_of, sets_of
+from foveate.calibration.entries import seen_by
+from foveate.calibration.figures import PUBLISHED
+from foveate.calibration.replay import Outcome
+from foveate.calibration.request import Request
+from foveate.calibration.search import Search
+from foveate.calibration.shares import with_shares
+from foveate.calibration.trials import Trials, name_of
 from foveate.methods import METHODS, Method
-from foveate.policy import bound
-from foveate.policy.adaptive import with_shares
-from foveate.policy.calibrate import Report, calibrate, plan_of
-from foveate.policy.data import sets_of
-from foveate.policy.figures import PUBLISHED
-from foveate.policy.guarding import seen_by
-from foveate.policy.kinds import kind_of
-from foveate.policy.replay import Outcome
-from foveate.policy.request import Request
-from foveate.policy.search import Search
-from foveate.policy.trials import Trials, name_of
 from foveate.report import calibration as report
 from foveate.report.pareto import pareto
 from foveate.report.progress import progress

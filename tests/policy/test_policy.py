@@ -62,6 +62,16 @@ def test_a_policy_comes_back_as_it_was(policy, tmp_path):
     assert not list(tmp_path.glob("*.part"))
 
 
+def test_a_policy_next_to_a_checkpoint_of_the_hub_is_found(policy, tmp_path, monkeypatch):
+    policy.save_pretrained(tmp_path)
+    asked = []
+    monkeypatch.setattr(
+        "transformers.utils.hub.cached_file", lambda *words: asked.append(words) or str(tmp_path / FILE)
+    )
+    assert Policy.from_pretrained("someone/some-model") == policy
+    assert asked == [("someone/some-model", FILE)]
+
+
 def test_prune_takes_a_policy_and_its_file(model, policy, tmp_path):
     policy.save(tmp_path / "p.json")
     for given_ in (policy, tmp_path / "p.json", str(tmp_path / "p.json")):

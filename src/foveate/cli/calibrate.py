@@ -59,11 +59,11 @@ def calibrate(
         from rich.console import Console
 
         from foveate.ask import load
+        from foveate.calibration import calibrate as job
+        from foveate.calibration import request as asked
+        from foveate.calibration.data import sets_of
+        from foveate.calibration.search import optimiser
         from foveate.files import write
-        from foveate.policy import calibrate as job
-        from foveate.policy import request as asked
-        from foveate.policy.data import sets_of
-        from foveate.policy.search import optimiser
         from foveate.report import calibration as report
         from foveate.report.pareto import pareto
         from foveate.report.progress import progress

@@ -9,9 +9,9 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from foveate.calibration.calibrate import Point, Report
 from foveate.cost.tables import markdown
 from foveate.methods import Method, Share
-from foveate.policy.calibrate import Point, Report
 from foveate.policy.policy import Entry, Figure, as_json
 from foveate.policy.schedule import Schedule
 from foveate.report.pareto import Mark

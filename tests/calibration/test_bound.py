@@ -6,7 +6,7 @@ from math import comb
 import numpy as np
 import pytest
 
-from foveate.policy.bound import ALWAYS, NEVER, Seen, allowed, binomial, choose, drawn, needed, row_of_thresholds
+from foveate.calibration.bound import ALWAYS, NEVER, Seen, allowed, binomial, choose, drawn, needed, row_of_thresholds
 
 
 def test_the_binomial_is_exact():

@@ -9,12 +9,12 @@ import foveate
 import golden_cases as golden
 from checkpoints import LAYERS, load_lively
 from foveate import flow
+from foveate.calibration.data import common, kind_of
+from foveate.calibration.search import DIALS, Budget, Fixed, Search, as_schedule, vtw_layer
+from foveate.calibration.shares import fractions_of, shared, with_shares
+from foveate.calibration.trials import Trials, name_of, scheduled_share, share, solve
 from foveate.methods import METHODS
 from foveate.policy import Cut, Schedule
-from foveate.policy.adaptive import fractions_of, shared, with_shares
-from foveate.policy.kinds import common, kind_of
-from foveate.policy.search import DIALS, Budget, Fixed, Search, vtw_layer
-from foveate.policy.trials import Trials, name_of, scheduled_share, share, solve
 from foveate.suite.journal import Journal
 from foveate.suite.tasks import draw
 
@@ -67,6 +67,20 @@ def test_a_dial_is_turned_as_far_as_the_budget_goes(trials, family):
     assert share(trials.run(method), trials.run(None)) == pytest.approx(search.cost_of(method), rel=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("family", "shape"), [("fastv", {"layer": 2}), ("himap", {"layer1": 1, "later": 2, "power": 2.0})]
+)
+def test_a_free_schedule_begins_where_a_method_is(trials, family, shape):
+    search = Search(trials, Budget("flops", 0.6), 0, lambda: None)
+    search.fixed(family, shape)
+    (candidate,) = search.found.values()
+    start = as_schedule(candidate)
+    assert start is not None
+    same = DIALS["schedule"](Fixed(start | {"leave": LAYERS}), LAYERS, 3)
+    for t in (0.2, 0.7):
+        assert same(t).schedule(LAYERS, 100) == DIALS[family](Fixed(shape), LAYERS, 3)(t).schedule(LAYERS, 100)
+
+
 def test_visual_tokens_are_a_budget_too(trials):
     search = Search(trials, Budget("visual", 0.4), 0, lambda: None)
     method = search.fitted(lambda t: foveate.FastV(1, t))
@@ -96,7 +110,7 @@ def test_a_search_that_goes_on_runs_nothing_twice_and_finds_the_same(loaded, tmp
     first.family("schedule", 6)
     lines = (tmp_path / "t.jsonl").read_bytes().splitlines(keepends=True)
     again = Search(trials_in(loaded, tmp_path), Budget("flops", 0.6), 3, lambda: None)
-    monkeypatch.setattr("foveate.policy.trials.Asked", None)  # whoever runs a model fails
+    monkeypatch.setattr("foveate.calibration.trials.Asked", None)  # whoever runs a model fails
     again.family("schedule", 6)
     assert again.found == first.found
     monkeypatch.undo()
@@ -131,6 +145,12 @@ def test_the_scheduled_cost_is_the_mean_over_prompts(trials):
     method = foveate.HiMAP(1, 0.5, 3, 0.25)
     told = scheduled_share(method, items, trials.model.config, "flops")
     assert told == pytest.approx(share(trials.run(method), trials.run(None)), rel=1e-9)
+
+
+def test_a_dial_is_tried_no_more_often_than_allowed():
+    tried = []
+    found = solve(lambda t: foveate.FastV(1, t), 0.3, lambda m: tried.append(m.keep) or m.keep, steps=5)
+    assert len(tried) == 7 and 0.3 - 2**-5 <= found.keep <= 0.3
 
 
 def test_a_dial_that_can_be_full_is_left_full():

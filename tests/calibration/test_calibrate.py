@@ -10,10 +10,16 @@ from typer.testing import CliRunner
 import foveate
 from checkpoints import load_lively
 from foveate.ask import load
+from foveate.calibration.calibrate import budget_of
+from foveate.calibration.data import sets_of
+from foveate.calibration.request import Request
+from foveate.calibration.trials import Trials, name_of, share
 from foveate.cli import app
-from foveate.policy import Policy
-from foveate.policy.data import sets_of
+from foveate.policy import Figure, Policy
 from foveate.policy.guard import Guarded
+from foveate.report.calibration import words as words_of
+from foveate.suite.journal import Journal
+from foveate.suite.tasks import draw
 
 QUICK = ["--tasks", "existence,count", "--limit", "6", "--quoted", "5", "--trials", "3", "--batch", "4"]
 CHEAP = ["--flops", "0.6", "--methods", "fastv,schedule"]
@@ -88,7 +94,7 @@ def test_ask_takes_the_policy(made, folder, tmp_path):
 
 def test_given_again_it_runs_nothing_twice(made, folder, monkeypatch):
     before = Policy.load(made[0])
-    monkeypatch.setattr("foveate.policy.trials.Asked", None)  # whoever runs a trial fails
+    monkeypatch.setattr("foveate.calibration.trials.Asked", None)  # whoever runs a trial fails
     result = calibrate(folder, *QUICK, *CHEAP, "-o", str(made[0]))
     assert result.exit_code == 0, result.output
     assert {k: e.method for k, e in Policy.load(made[0]).entries.items()} == {
@@ -117,6 +123,35 @@ def test_a_constraint_alone_finds_the_cheapest_that_fulfils_it(folder, tmp_path)
     best = min(one["cost"] for one in tried if one["agreement"] >= 0.5)
     chosen = Policy.load(out).entry.method
     assert any(one["cost"] == best and f"layer={chosen.layer}" in one["method"] for one in tried)
+
+
+def test_of_two_constraints_both_are_fulfilled(folder, tmp_path):
+    out = tmp_path / "p.json"
+    words = ["--max-kl", "0.5", "--agreement", "0.2", "--keep", "0.9", "--methods", "fastv,vtw", "--no-by-kind"]
+    result = calibrate(folder, *QUICK, *words, "-o", str(out))
+    assert result.exit_code == 0, result.output
+    tried = json.loads((tmp_path / "p-run" / "calibration.json").read_text())["tried"]
+    fulfil = [one for one in tried if one["agreement"] >= 0.2 and one["kl"] <= 0.5 and one["cost"] <= 0.9]
+    best = min(fulfil, key=lambda one: one["cost"])
+    assert best["kl"] > 0 and best["method"] == words_of(Policy.load(out).entry.method)
+    assert Policy.load(out).entry.budget == {"keep": 0.9, "max_kl": 0.5, "agreement": 0.2}
+
+
+def test_a_speedup_becomes_flops_by_the_time_of_a_few_shares(folder, tmp_path, monkeypatch):
+    model, processor = load(folder, None, "auto", "cpu")
+    samples = draw(["existence"], 2, 0)
+    trials = Trials(model, processor, samples, Journal(tmp_path / "t.jsonl", {}), 2, lambda sample: "default")
+
+    def timed(trials_, methods, advance):  # a machine whose prompts take 20 % and 80 % of the FLOPs' share
+        shares = {name_of(m): share(trials_.run(m), trials_.run(None)) for m in methods}
+        return {name: Figure(1 / (0.2 + 0.8 * part), 1.0, 1.0) for name, part in shares.items()}
+
+    monkeypatch.setattr("foveate.calibration.calibrate.timed", timed)
+    for speedup in (1.25, 1.6):
+        budget = budget_of(model, Request("m", "speedup", speedup), trials)
+        assert budget.kind == "flops" and budget.target == pytest.approx((1 / speedup - 0.2) / 0.8)
+    with pytest.raises(ValueError, match="out of reach"):
+        budget_of(model, Request("m", "speedup", 4.9), trials)
 
 
 def test_questions_of_ones_own_are_shared_out(tmp_path, folder):

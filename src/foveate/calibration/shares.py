@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from foveate.calibration.search import Search
+from foveate.calibration.trials import share, solve
 from foveate.methods import Method, Share
 from foveate.policy.schedule import Schedule
-from foveate.policy.search import Search
-from foveate.policy.trials import share, solve
 
 
 def adaptive_of(search: Search) -> list[Method]:

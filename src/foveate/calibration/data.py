@@ -1,16 +1,34 @@
-"""What a calibration looks at: three sets of samples that have nothing in common."""
+"""What a calibration looks at: three sets of samples that have nothing in common, and the kinds of their questions."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from foveate.policy.policy import Rule
 from foveate.suite import folder
 from foveate.suite.tasks import DRAWN, Sample, draw
 
+DEFAULT = "default"
+KINDS: dict[str, Rule] = {  # told apart by a question's text alone; the first that fits
+    "choice": Rule(words=("b", "which of these", "option", "options")),
+    "count": Rule(first=("count",), words=("how many", "number of")),
+    "reading": Rule(first=("read",), words=("say", "says", "written", "which text", "what text", "spell")),
+    "caption": Rule(
+        first=("describe", "caption"), words=("caption", "in this picture", "in this image", "the image show")
+    ),
+    "place": Rule(
+        first=("where",), words=("left", "right", "top", "bottom", "above", "below", "corner", "part of the picture")
+    ),
+    "yes-no": Rule(
+        first=("is", "are", "was", "were", "do", "does", "did", "can", "could", "has", "have", "had", "will", "would")
+    ),
+    "short": Rule(first=("what", "which", "who", "name", "tell"), words=("which color", "which colour")),
+}
 EVERYTHING = 10**9
 
 
@@ -53,3 +71,14 @@ def sets_of(data: str, tasks: Sequence[str], sizes: tuple[int, int, int], seed: 
     if not whole.searched or not whole.quoted:
         raise ValueError(f"{place} has too few questions to search on some and quote others: give it more")
     return whole
+
+
+def kind_of(question: str, among: Collection[str] = KINDS) -> str:
+    """The kind of a question: the first of some kinds whose rule fits, else "default"."""
+    return next((kind for kind, rule in KINDS.items() if kind in among and rule.fits(question)), DEFAULT)
+
+
+def common(questions: Sequence[str], least: int) -> list[str]:
+    """The kinds that at least so many of the questions are of."""
+    seen = Counter(map(kind_of, questions))
+    return [kind for kind in KINDS if seen[kind] >= least]

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from foveate.calibration.search import FAMILIES, Candidate
 from foveate.flow.withdrawal import ETA
-from foveate.policy.search import FAMILIES, Candidate
 
 FRONT = (0.25, 0.5, 0.7)  # budgets beside the one asked for, for the picture
 

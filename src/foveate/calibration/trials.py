@@ -11,9 +11,9 @@ from statistics import fmean
 from typing import Any
 
 from foveate import cost
+from foveate.calibration.replay import Asked, Outcome
 from foveate.methods import Method
 from foveate.policy.encoding import encoded
-from foveate.policy.replay import Asked, Outcome
 from foveate.policy.schedule import Dense
 from foveate.suite.journal import Journal
 from foveate.suite.runner import Item, item_of
@@ -189,7 +189,7 @@ def solve(
     least = cost_of(dial(low))
     if least > target:
         raise ValueError(f"{dial(low).name} costs at least {least:.1%} of dense here, and {target:.1%} was asked for")
-    for _ in range(16):
+    for _ in range(steps):
         middle = (low + high) / 2
         low, high = (low, middle) if cost_of(dial(middle)) > target else (middle, high)
     return dial(low)

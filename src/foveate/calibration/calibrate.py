@@ -17,26 +17,22 @@ import transformers
 
 from foveate import flow
 from foveate.bench import counting, fingerprint, spread
+from foveate.calibration.data import DEFAULT, KINDS, Sets, common, kind_of
+from foveate.calibration.entries import check_guard, entries_of, guard_of
+from foveate.calibration.figures import measured, published, some, timed
+from foveate.calibration.request import Request
+from foveate.calibration.search import AGAIN, Budget, Candidate, Search, as_schedule, vtw_layer
+from foveate.calibration.shares import adaptive_of
+from foveate.calibration.trials import Outcomes, Trials, name_of, share
 from foveate.methods import Method, Uniform
-from foveate.policy.adaptive import adaptive_of
-from foveate.policy.allocate import allocate
-from foveate.policy.data import Sets
-from foveate.policy.figures import measured, published, some, timed
-from foveate.policy.guarding import check_guard, guard_of
-from foveate.policy.kinds import DEFAULT, KINDS, common, kind_of
 from foveate.policy.policy import Entry, Figure, Guard, Measured, Model, Policy
-from foveate.policy.request import Request
 from foveate.policy.schedule import Dense
-from foveate.policy.search import CHANCE, Budget, Candidate, Search, candidate_of, vtw_layer
-from foveate.policy.trials import Outcomes, Trials, name_of, share
 from foveate.suite.journal import Journal
 from foveate.suite.tasks import Sample
 
 Advance = Callable[[str, int, int], None]
 FEWEST = 12  # samples of a kind that get an entry of their own
 FINE = (0.2, 0.3, 0.4, 0.6, 0.7, 0.8, 0.9)  # where the cheapest is wanted
-FINALISTS = 5  # candidates that are measured on all samples
-AGAIN = 6  # shapes that another budget or kind starts from
 
 
 @dataclass(frozen=True)
@@ -140,33 +136,6 @@ def calibrate(
     return Report(request, policy, points, by_kind, list(search.found.values()), withdrawal, budget, outcomes)
 
 
-def entries_of(
-    searched: Trials,
-    quick: Trials,
-    search: Search,
-    budget: Budget,
-    kinds: Sequence[str],
-    request: Request,
-    advance: Advance,
-) -> dict[str, Candidate]:
-    """The entry for all prompts, and one for each kind of question; finalists are measured on all samples."""
-    told = counting(advance, "finals", 1 + len(kinds))
-    best = pick(finals(search.found.values(), budget.target, request, searched, budget.kind), request)
-    told(1)
-    options: dict[str, list[Candidate]] = {}
-    least: dict[str, float] = {}
-    for k in kinds:
-        own, few = of_kind(quick.of(k), search, request), searched.of(k)
-        options[k] = finals(own, budget.target, request, few, budget.kind)
-        if not request.constrained:
-            defaults = published_on(few, search.layers, budget.kind)
-            least[k] = max(c.agreement for c in defaults)
-            dense = candidate_of("dense", Dense(), None, few.run(None), few.run(None), budget.kind)
-            options[k] += [*elsewhere(own, budget.target, few, budget.kind), *defaults, dense]
-        told(1)
-    return {**share_out(options, least, searched, best, budget, request), DEFAULT: best}
-
-
 def points_of(
     quoted: Trials,
     outcomes: Mapping[str, Outcomes],
@@ -249,8 +218,8 @@ def search_all(trials: Trials, budget: Budget, request: Request, advance: Advanc
         if family == "himap":
             known = [{"layer1": a, "later": b, "power": c} for a in (1, 2) for b in (2, 4) for c in (2.0, 1.0)]
         elif family == "schedule":
-            starts = [shape for c in search.fitting if (shape := as_schedule(c, layers)) is not None][:AGAIN]
-            known = [shape | {"leave": leave} for shape in starts for leave in (layers, layers // 2)]
+            starts = [shape for c in search.fitting if (shape := as_schedule(c)) is not None][:AGAIN]
+            known = [shape | {"leave": leave} for shape in starts for leave in (layers * 2 // 3, layers // 2)]
         known = known[: counts.get(family, 0) // 2]
         search.family(family, counts.get(family, request.trials // 3), known)
     withdrawal = vtw_layer(trials.model, flow_batches(trials), request.eta)
@@ -264,96 +233,6 @@ def flow_batches(trials: Trials, most: int = 20) -> Iterable[flow.Batch]:
     for sample in spread(trials.samples, most):
         item = trials.item(sample)
         yield flow.Batch(item.inputs, [[0]], [sample.task]).to(trials.model.device)
-
-
-def as_schedule(candidate: Candidate, last: int) -> dict[str, Any] | None:
-    """A FastV or HiMAP that was tried, as the shape of a free schedule to begin with. last: a layer beyond all."""
-    shape = candidate.shape
-    if candidate.family == "fastv" and shape:
-        return {"stages": 1, "layer0": shape["layer"], "score0": "last", "power0": 1.0, "leave": last}
-    if candidate.family == "himap" and shape:
-        first = {"layer0": shape["layer1"], "score0": "instruction", "power0": 1.0}
-        return {
-            "stages": 2,
-            **first,
-            "layer1": shape["later"],
-            "score1": "visual",
-            "power1": shape["power"],
-            "leave": last,
-        }
-    return None
-
-
-def finals(found: Iterable[Candidate], limit: float, request: Request, trials: Trials, kind: str) -> list[Candidate]:
-    """What did best on the first samples and fits the budget, measured anew on all of them."""
-    fitting = [c for c in found if c.cost <= limit * CHANCE]
-    if not fitting:
-        raise ValueError(f"nothing that was tried costs {limit:.1%} of dense or less: raise the budget or --trials")
-    best = sorted(fitting, key=lambda c: (0, c.cost) if request.constrained and request.meets(c) else (1, c.loss))
-    dense = trials.run(None)
-    return [candidate_of(c.family, c.method, c.shape, trials.run(c.method), dense, kind) for c in best[:FINALISTS]]
-
-
-def pick(fitting: Sequence[Candidate], request: Request) -> Candidate:
-    """The most faithful; with a constraint the cheapest that fulfils it. ValueError if none does."""
-    if not request.constrained:
-        return min(fitting, key=lambda c: c.loss)
-    meets = [c for c in fitting if request.meets(c)]
-    if not meets:
-        raise ValueError(
-            f"within the budget the best agreement is {max(c.agreement for c in fitting):.1%} and the smallest KL "
-            f"{min(c.kl for c in fitting):.3g}: raise the budget, or ask for less"
-        )
-    return min(meets, key=lambda c: c.cost)
-
-
-def of_kind(trials: Trials, search: Search, request: Request) -> list[Candidate]:
-    """What was tried, measured on one kind of question alone, and a search of its own that begins with the best."""
-    own = Search(trials, search.budget, request.seed, lambda: None)
-    names, dense = [sample.name for sample in trials.samples], trials.run(None)
-    for c in search.found.values():
-        outcomes = some(search.trials.run(c.method), names)
-        own.found[repr(c.method)] = candidate_of(c.family, c.method, c.shape, outcomes, dense, search.budget.kind)
-    shapes = [c.shape for c in own.fitting if c.family == "schedule" and c.shape is not None][: AGAIN // 2]
-    if "schedule" in request.families:
-        own.family("schedule", len(shapes) + request.trials // 4, shapes)
-    return list(own.found.values())
-
-
-def elsewhere(found: Sequence[Candidate], target: float, trials: Trials, kind: str) -> list[Candidate]:
-    """The best at other costs than the budget's, measured on all samples: what shares of the budget are dealt from."""
-    chosen, dense, low = [], trials.run(None), 0.0
-    for high in (0.27, 0.52, 0.72):
-        bin_ = sorted((c for c in found if low < c.cost <= high and abs(c.cost - target) > 0.02), key=lambda c: c.loss)
-        chosen += bin_[: FINALISTS // 2]
-        low = high
-    return [candidate_of(c.family, c.method, c.shape, trials.run(c.method), dense, kind) for c in chosen]
-
-
-def published_on(trials: Trials, layers: int, kind: str) -> list[Candidate]:
-    """The published defaults on some samples."""
-    dense = trials.run(None)
-    methods = published(layers, None).values()
-    return [candidate_of(m.name, m, None, trials.run(m), dense, kind) for m in methods]
-
-
-def share_out(
-    options: Mapping[str, list[Candidate]],
-    least: Mapping[str, float],
-    trials: Trials,
-    best: Candidate,
-    budget: Budget,
-    request: Request,
-) -> dict[str, Candidate]:
-    """Each kind's entry. Their mean cost is the budget's; under a constraint each kind fulfils it by itself."""
-    if request.constrained:
-        return {kind: pick(found, request) for kind, found in options.items()}
-    if not options:
-        return {}
-    sizes = {kind: len(trials.of(kind).samples) for kind in options}
-    rest = len(trials.samples) - sum(sizes.values())
-    left = (budget.target * len(trials.samples) - best.cost * rest) / sum(sizes.values())  # for all but the default's
-    return allocate(options, sizes, left, least)
 
 
 def front_of(trials: Trials, search: Search, request: Request, advance: Advance) -> dict[str, Method]:

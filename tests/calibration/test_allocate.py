@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import foveate
-from foveate.policy.allocate import allocate
-from foveate.policy.search import Candidate
+from foveate.calibration.allocate import allocate
+from foveate.calibration.search import Candidate
 
 
 def option(cost: float, loss: float, agreement: float | None = None) -> Candidate:

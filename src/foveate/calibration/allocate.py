@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from foveate.policy.search import Candidate
+from foveate.calibration.search import Candidate
 
 STEPS = 50  # of the search for the price
 

@@ -11,11 +11,11 @@ import numpy as np
 
 import foveate
 from foveate.bench import counting, spread
+from foveate.calibration.replay import Outcome
+from foveate.calibration.trials import Outcomes, Trials, name_of
 from foveate.measure import Clock, generate
 from foveate.methods import METHODS, Method
 from foveate.policy.policy import Figure, Measured
-from foveate.policy.replay import Outcome
-from foveate.policy.trials import Outcomes, Trials, name_of
 from foveate.suite import statistics
 from foveate.suite.dial import scale_layers
 from foveate.suite.runner import Item

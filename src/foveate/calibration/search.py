@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from foveate import flow
+from foveate.calibration.trials import Outcomes, Trials, loss, rounded, scheduled_share, share, solve
 from foveate.flow.withdrawal import ETA, FIRST
 from foveate.methods import VTW, FastV, HiMAP, Method, VisiPruner
 from foveate.policy.schedule import SCORES, Cut, Schedule
-from foveate.policy.trials import Outcomes, Trials, loss, rounded, scheduled_share, share, solve
 from foveate.suite.dial import PUBLISHED_LAYERS
 
 FAMILIES = ("fastv", "himap", "vtw", "visipruner", "schedule")
@@ -18,6 +18,7 @@ Dial = Callable[[float], Method]
 Shape = dict[str, Any]  # what Optuna draws; what is left, a dial, is solved for the budget
 CHANCE = 1.005  # a budget is met if the average over these very prompts is above it by no more than this
 STAGES = 3  # cuts of a free schedule, at most
+AGAIN = 6  # shapes that another budget or kind starts from
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def schedule(draw: Any, layers: int, latest: int) -> Dial:
     number = draw.suggest_int("stages", 1, STAGES)
     layer, cuts = 0, []
     for i in range(number):
-        layer += draw.suggest_int(f"layer{i}", 1, latest if i == 0 else max(1, layers // 3))
+        layer += draw.suggest_int(f"layer{i}", 1, latest if i == 0 else max(1, layers // 2))
         score = draw.suggest_categorical(f"score{i}", SCORES)
         power = draw.suggest_float(f"power{i}", 0.2, 5.0, log=True)
         if layer < layers:
@@ -89,6 +90,17 @@ def schedule(draw: Any, layers: int, latest: int) -> Dial:
     leave = cuts[-1][0] + draw.suggest_int("leave", 1, layers)  # beyond the last layer: some of the image stays
     last = (VTW(leave),) if leave < layers else ()
     return lambda t: Schedule((*(Cut(layer, rounded(t**power), score) for layer, score, power in cuts), *last))
+
+
+def as_schedule(candidate: Candidate) -> Shape | None:
+    """A FastV or HiMAP that was tried, as cuts that a free schedule can begin with; what is missing is `leave`."""
+    shape = candidate.shape
+    if candidate.family == "fastv" and shape:
+        return {"stages": 1, "layer0": shape["layer"], "score0": "last", "power0": 1.0}
+    if candidate.family == "himap" and shape:
+        first = {"stages": 2, "layer0": shape["layer1"], "score0": "instruction", "power0": 1.0}
+        return {**first, "layer1": shape["later"], "score1": "visual", "power1": shape["power"]}
+    return None
 
 
 def visipruner(draw: Any, layers: int) -> Method:

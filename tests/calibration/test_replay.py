@@ -5,9 +5,9 @@ import torch
 
 import foveate
 from checkpoints import EOS, LAYERS, load_lively
+from foveate.calibration.replay import Asked, signals, until_end
 from foveate.measure import generate
 from foveate.policy import Cut, Dense, Schedule
-from foveate.policy.replay import Asked, signals, until_end
 from foveate.suite import runner
 from foveate.suite.tasks import draw
 
