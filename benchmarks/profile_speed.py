@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from collections import Counter, defaultdict
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -22,7 +21,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import DynamicCache, StaticCache
 
 import foveate
-from bench_speed import Cell, ideal, markdown, prompt, random_llava, spread
+from bench_speed import Cell, clock, ideal, markdown, prompt, random_llava, spread
 from waits import Waits
 
 KINDS = {  # operators by what they are for; the rest is "all other"
@@ -51,8 +50,7 @@ def layer_times(model: Any, inputs: dict[str, Any], context: AbstractContextMana
     """Seconds from the start of layer 0 to the start of layer `layers`."""
     ticks: list[float] = []
     handles = [
-        model.get_decoder().layers[i].register_forward_pre_hook(lambda *_: ticks.append(time.perf_counter()))
-        for i in (0, layers)
+        model.get_decoder().layers[i].register_forward_pre_hook(lambda *_: ticks.append(clock())) for i in (0, layers)
     ]
     try:
         with context:

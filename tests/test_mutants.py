@@ -147,7 +147,7 @@ def tap_left(patch: pytest.MonkeyPatch) -> None:
 
 def graphs_kept(patch: pytest.MonkeyPatch) -> None:
     """And nothing else about the model tells a graph that it is another's: its forward is not shadowed either."""
-    patch.setattr(compiled, "forget_graphs", lambda model: None)
+    patch.setattr(compiled, "forget_graphs", lambda *_: None)
     patch.setattr(engine, "shadow", lambda owner, name, value: lambda: None)
 
 

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 
 from foveate.flow.samples import Batch
 from foveate.pruning import families
+from foveate.pruning.compiled import set_aside
 from foveate.pruning.cut import take
 from foveate.pruning.layout import Layout
 from foveate.pruning.tap import Attention, Tap, allowed
@@ -50,9 +51,11 @@ def watch(decoder: Any, real: Tensor, see: Callable[[int, Attention], None]) -> 
 
     hooks = [module.register_forward_hook(lambda *_, i=i: computed(i)) for i, module in enumerate(modules)]
     tap.open(modules)
+    put_back = set_aside(decoder.layers)
     try:
         yield
     finally:
+        put_back()
         tap.close()
         for hook in hooks:
             hook.remove()

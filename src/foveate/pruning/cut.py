@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,6 +10,13 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import Cache, PretrainedConfig
 from transformers.masking_utils import LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING
+
+# kinds of layers whose mask can be had without transformers looking first, and waiting for it, if there is padding
+MAY_REFUSE_TO_SKIP = frozenset(
+    kind
+    for kind, make in LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING.items()
+    if callable(make) and "allow_is_causal_skip" in inspect.signature(make).parameters
+)
 
 
 def take(x: Tensor, index: Tensor, dim: int) -> Tensor:
@@ -68,13 +73,9 @@ def causal_mask(
         real: (B, kv) bool, False on padding and filler; None if there is none.
     """
     make = LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING[kind]
-    given: dict[str, Any] = {} if real is None or not may_refuse_to_skip(make) else {"allow_is_causal_skip": False}
+    given: dict[str, Any] = {}
+    if real is not None and kind in MAY_REFUSE_TO_SKIP:
+        given["allow_is_causal_skip"] = False
     return make(
         config=config, inputs_embeds=hidden, attention_mask=real, past_key_values=cache, layer_idx=layer, **given
     )
-
-
-@functools.cache
-def may_refuse_to_skip(make: Callable[..., Any]) -> bool:
-    """Whether a mask can be had without transformers looking first, and waiting for it, if `real` is all True."""
-    return "allow_is_causal_skip" in inspect.signature(make).parameters

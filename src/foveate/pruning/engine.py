@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import threading
+from collections.abc import Callable
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
@@ -56,11 +57,11 @@ class Pruned:
         self.cuts = [self._check_layer(layer, 1) for layer in method.cuts(depth)]
         self.edited = [self._check_layer(layer, 0) for layer in method.edited(depth)]
         self.read = {layer - 1 for layer in self.cuts} if method.reads else set()
-        self.tapped = [decoder.layers[layer].self_attn for layer in sorted(self.read | set(self.edited))]
-        if self.tapped:
+        if self.read or self.edited:
             families.check_attention(model.config, bool(self.edited))
 
         self._tap, self._runs = Tap(), Runs()
+        self._put_back: Callable[[], None] = lambda: None  # the compiled forwards of layers that are read or edited
         self._one_reader = threading.Lock()  # prompts are read one at a time, whichever threads generate
         self._parameters = list(inspect.signature(model.base_model.forward).parameters)
         self._undo = ExitStack()
@@ -87,9 +88,9 @@ class Pruned:
 
         Where two of them are one module, as in a bare text model, the order of registration is the order of the hooks.
         """
-        compiled.forget_graphs(self.given)
+        compiled.forget_graphs(self.given, self.decoder.layers)
         base, undo = self.model.base_model, self._undo
-        undo.callback(compiled.forget_graphs, self.given)
+        undo.callback(compiled.forget_graphs, self.given, self.decoder.layers)
         undo.callback(self._tap.close)
         undo.callback(self.model.register_forward_pre_hook(refuse_labels, with_kwargs=True).remove)
         undo.callback(self.model.register_forward_pre_hook(self._on_call, with_kwargs=True).remove)
@@ -222,7 +223,7 @@ class Pruned:
             )
         self._one_reader.acquire()
         self._runs.current.reading = True
-        self._tap.open(self.tapped)
+        self._put_back = compiled.set_aside(self.decoder.layers[layer] for layer in self.read | set(self.edited))
         return Forward(prompt, padding, self.method.start(), host, counts, tokens - visual.shape[1])
 
     def _on_layer(
@@ -238,7 +239,9 @@ class Pruned:
         if forward.decide is not None and forward.counts is not None:
             if layer in self.cuts and any(forward.counts.visual):
                 hidden = self._cut(forward, forward.decide, forward.counts, layer, hidden, cache)
-            self._tap.seen = None  # the queries, keys and values of the layer before are read, or never will be
+            self._tap.close()  # the queries, keys and values of the layer before are read, or never will be
+            if layer in self.edited or (layer in self.read and any(forward.counts.visual)):
+                self._tap.open([module.self_attn])
             if layer in self.edited:
                 self._tap.edits = lambda device: [
                     edit.followed(forward.later) for edit in self.method.edits(layer, forward.layout_on(device))
@@ -294,6 +297,8 @@ class Pruned:
         stage = Stage(layer, index.gather(1, local), valid, layout.take(local, valid))
         forward.enter(stage)
         forward.prompt.stages.append(stage)
+        if not any(kept) and layer > max(self.edited, default=0):
+            self._put_back()  # nothing will be read or edited any more
         if cache is not None:
             forward.prompt.hold(cache)
             fit(cache, stage, forward.prompt.length)
@@ -336,6 +341,7 @@ class Pruned:
         if run.reading:
             run.reading = False
             self._tap.close()
+            self._put_back()
             self._one_reader.release()
 
     def _stage_of_prompt(self) -> Stage | None:

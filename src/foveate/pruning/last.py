@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Mapping
+from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache, PretrainedConfig, StaticCache
 
+from foveate.pruning.compiled import uncompiled
 from foveate.pruning.tap import Tap
 
 SHOWN = ("output_hidden_states", "output_attentions", "output_router_logits")
@@ -58,7 +60,8 @@ def unwatched(layer: nn.Module, behind: Iterable[nn.Module]) -> bool:
         if not all(of_the_house(hook) for hook in hooks):
             return False
     attention = getattr(layer, "self_attn", None)
-    return hasattr(attention, "config") and not any("forward" in vars(module) for module in layer.modules())
+    own = all(uncompiled(module) == MethodType(type(module).forward, module) for module in layer.modules())
+    return own and hasattr(attention, "config")
 
 
 def of_the_house(hook: Any) -> bool:

@@ -17,6 +17,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import PretrainedConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from foveate.pruning.compiled import uncompiled
 from foveate.pruning.cut import pack, take
 
 MAX_BANDS = 8  # of edited rows that are worth a call of attention each
@@ -244,7 +245,7 @@ class Tap:
 
     def __init__(self):
         self.name = f"foveate_{uuid4().hex}"
-        self.configs: dict[Any, PretrainedConfig] = {}  # of each tapped module, the user's own
+        self.configs: dict[Any, PretrainedConfig] = {}  # of each tapped attention module, the user's own
         self.reader = 0  # the thread that reads a prompt
         self.edits: Callable[[torch.device], Sequence[Edit]] | None = None  # of the next tapped layer
         self.seen: Callable[[Tensor], Attention] | None = None  # of the last tapped layer
@@ -302,17 +303,15 @@ class Tap:
 
     def fill(self, layer: Any, hidden: Tensor, kwargs: dict[str, Any]) -> None:
         """Run a decoder layer no further than to its attention: its cache gets the keys and values of `hidden`."""
-        module = layer.self_attn
-        self.configs[module], self.filling = module.config, module
-        module.config = self._tapped(module.config)
+        self.open([layer.self_attn])
+        self.filling = layer.self_attn
         try:
-            layer.forward(hidden, **kwargs)
+            uncompiled(layer)(hidden, **kwargs)
         except Filled:
             pass
         finally:
             self.filling = None
-            module.config = self.configs[module]
-            del self.configs[module]
+            self.close()
 
     def attention(self, real: Tensor) -> Attention | None:
         """What the last tapped layer computed over survivors (`real` (B, M) False on filler); None if none was."""
