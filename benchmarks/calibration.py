@@ -1,6 +1,6 @@
 """What calibration gains on the embedded model: the tables and the picture of docs/calibrate.md.
 
-    python benchmarks/calibration.py [--limit 32] [--quoted 40] [--guarded 150] [--out out/calibration]
+    python benchmarks/calibration.py [--model FOLDER] [--limit 64] [--quoted 100] [--guarded 200] [--out out/calibration]
 
 Finds a policy at 35 % of the exact FLOPs, compares it on fresh samples with every published default, task by task, and
 shares of the score with fixed fractions at the same average cost; then draws 200 calibration splits for the guard's
@@ -110,6 +110,27 @@ def against_defaults(tasks: Mapping[str, Task], defaults: Mapping[str, Method]) 
     return "\n".join(lines), missed
 
 
+def compact(tasks: Mapping[str, Task], whole: Task, defaults: Mapping[str, Method]) -> str:
+    """The comparison in a few lines: all questions together, and on how many tasks the policy is ahead."""
+    mine, dense = whole.policy, whole.of(None)
+    cells = f"{100 * share(mine, dense):.0f} % | **{100 * np.mean([o.same for o in mine]):.1f} %**"
+    lines = [
+        "| | decoder FLOPs | answers unchanged | the calibrated policy is ahead by | on tasks: ahead, level, behind |",
+        "|---|---|---|---|---|",
+        f"| **calibrated** | {cells} | | |",
+    ]
+    for name, method in defaults.items():
+        other = whole.of(method)
+        gain, low, high = difference(mine, other)
+        gains = np.array([difference(task.policy, task.of(method))[0] for task in tasks.values()])
+        counts = ", ".join(str(int(n.sum())) for n in (gains > 0, gains == 0, gains < 0))
+        lines.append(
+            f"| {name}, published | {100 * share(other, dense):.0f} % | {100 * np.mean([o.same for o in other]):.1f} % | "
+            f"{gain:+.1f} points ({low:+.1f} to {high:+.1f}) | {counts} |"
+        )
+    return "\n".join(lines)
+
+
 def told_of(missed: Sequence[tuple[str, bool]]) -> str:
     return f", but: {'; '.join(words for words, _ in missed)}" if missed else ""
 
@@ -176,10 +197,10 @@ def refused(model: Any, policy: Any) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="mini")
-    parser.add_argument("--limit", type=int, default=32, help="questions of each task to search on")
-    parser.add_argument("--quoted", type=int, default=40, help="others of each task, for the figures")
-    parser.add_argument("--guarded", type=int, default=150, help="others of each task, for the guard's splits")
+    parser.add_argument("--model", default="mini", help="mini, or a folder with another checkpoint")
+    parser.add_argument("--limit", type=int, default=64, help="questions of each task to search on")
+    parser.add_argument("--quoted", type=int, default=100, help="others of each task, for the figures")
+    parser.add_argument("--guarded", type=int, default=200, help="others of each task, for the guard's splits")
     parser.add_argument("--trials", type=int, default=24)
     parser.add_argument("--tasks", default="", help="with commas; default: all that are drawn")
     parser.add_argument("--threads", type=int, default=1)
@@ -221,6 +242,7 @@ def main() -> None:
     layers = model.config.get_text_config().num_hidden_layers
     defaults = {name: scale_layers(METHODS[name](), (), layers) for name in PUBLISHED}
     everything, missed = against_defaults({**tasks, "all": Task(found, sets.quoted, kinds)}, defaults)
+    short = compact(tasks, Task(found, sets.quoted, kinds), defaults)
     pairs = {point.name: point.method for point in found.points if point.name.endswith(("fractions", "shares"))}
     guard, figures = guard_table(tuning, pool)
     refusal = refused(model, found.policy)
@@ -239,6 +261,7 @@ def main() -> None:
     shown = replace(found, points=[p for p in found.points if p.name not in pairs])
     told_points = report.as_markdown(shown).split("\n", 2)[2].strip()
     places = {
+        "compact": short,
         "points": told_points,
         "defaults": everything,
         "adaptive": adaptive_table(tasks, pairs),

@@ -6,7 +6,18 @@ from math import comb
 import numpy as np
 import pytest
 
-from foveate.calibration.bound import ALWAYS, NEVER, Seen, allowed, binomial, choose, drawn, needed, row_of_thresholds
+from foveate.calibration.bound import (
+    ALWAYS,
+    NEVER,
+    Seen,
+    allowed,
+    binomial,
+    choose,
+    drawn,
+    needed,
+    risks_of,
+    row_of_thresholds,
+)
 
 
 def test_the_binomial_is_exact():
@@ -52,6 +63,25 @@ def test_the_row_goes_from_dense_to_never_again():
     assert row[0] == {"good": ALWAYS, "bad": ALWAYS} and row[-1] == {"good": NEVER, "bad": NEVER}
     costs = [sum(s.costs(t[s.kind]) for s in population(400, 0)) for t in row]
     assert costs == sorted(costs, reverse=True)
+
+
+def test_risks_add_up_to_the_errors_and_fall_with_the_signal():
+    good = sorted((s for s in population(2000, 5) if s.kind == "good"), key=lambda s: s.signal)
+    risks = risks_of(good)
+    assert sum(risks) == pytest.approx(sum(s.differs for s in good), abs=1)
+    assert risks == sorted(risks, reverse=True) and risks[0] > 5 * risks[-1]
+    never = risks_of([Seen("x", s.signal, False, 35, 90, 100) for s in good])
+    assert 0 < sum(never) < 1 and never == sorted(never, reverse=True)
+    assert all(0 <= risk <= 1 for risk in risks_of([Seen("x", 1.0, True, 35, 90, 100)] * 3))
+
+
+def test_a_tight_bound_is_met_by_kinds_that_never_differ():
+    """The row does not begin with a leap to thresholds that let errors through."""
+    rng = np.random.default_rng(0)
+    safe = [Seen("safe", float(x), False, 35, 90, 100) for x in rng.exponential(2.0, 500)]
+    hard = [Seen("hard", float(x), bool(rng.random() < 0.3), 35, 90, 100) for x in rng.exponential(2.0, 500)]
+    thresholds = choose(row_of_thresholds([*safe[:200], *hard[:200]]), [*safe[200:], *hard[200:]], 0.02, 0.95)
+    assert thresholds == {"safe": NEVER, "hard": ALWAYS}
 
 
 @pytest.mark.parametrize("fresh", (None, 600))

@@ -6,7 +6,8 @@ import pytest
 from PIL import Image
 
 import foveate
-from foveate.policy import Cut, Schedule
+from foveate.calibration.figures import together
+from foveate.policy import Cut, Figure, Schedule
 from foveate.report.calibration import words
 from foveate.report.pareto import Mark, pareto
 
@@ -23,6 +24,11 @@ from foveate.report.pareto import Mark, pareto
 )  # fmt: skip
 def test_a_method_is_told_in_a_line(method, told):
     assert words(method) == told
+
+
+def test_speeds_of_kinds_are_mixed_by_their_times():
+    fast, slow = Figure(2.0, 1.5, 2.5), Figure(1.0, 1.0, 1.0)
+    assert together([fast, slow], [3, 1]) == Figure(4 / (3 / 2 + 1), 4 / (3 / 1.5 + 1), 4 / (3 / 2.5 + 1))
 
 
 def test_the_picture_is_drawn_with_and_without_times(tmp_path):

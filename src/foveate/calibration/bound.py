@@ -14,9 +14,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
+
 NEVER = -1e6  # no signal is below: nothing runs again
 ALWAYS = 1e6  # every signal is below: the prompt is not pruned at all
-STEPS = 48  # thresholds in a row
+STEPS = 96  # thresholds in a row
+UNSEEN = 0.5  # wrong answers of a kind beside those that its risks tell: a kind with few samples is trusted late
 RESERVE = 0.5  # of the level: the other half is kept back, so that a count over a few hundred runs shows the bound too
 
 
@@ -54,8 +57,9 @@ Thresholds = Mapping[str, float]  # by kind
 def row_of_thresholds(samples: Sequence[Seen]) -> list[dict[str, float]]:
     """Thresholds for every kind, from those that trust nothing to those that cost least.
 
-    Each minimises cost + price x wrong answers over the samples, for a falling price of a wrong answer: so every kind
-    bears its part of the errors where that saves most.
+    Each minimises cost + price x expected wrong answers over the samples, for a falling price of a wrong answer: so
+    every kind bears its part of the errors where that saves most. Errors are expected, not counted: thresholds just
+    beyond the last error that was seen would let the next one through, and the row would begin with a leap.
     """
     kinds: dict[str, list[Seen]] = {}
     for seen in samples:
@@ -70,16 +74,36 @@ def row_of_thresholds(samples: Sequence[Seen]) -> list[dict[str, float]]:
     return row
 
 
-def options(samples: Sequence[Seen]) -> list[tuple[float, float, int]]:
-    """Thresholds worth a thought, each with its cost, in dense prompts, and its wrong answers."""
+def options(samples: Sequence[Seen]) -> list[tuple[float, float, float]]:
+    """Thresholds worth a thought, each with its cost, in dense prompts, and the wrong answers to be expected."""
     dense = sum(seen.dense for seen in samples) / len(samples)
     values = sorted({seen.signal for seen in samples})
-    between = [(a + b) / 2 for a, b in pairwise(values)]
+    risks = risks_of(samples)
     found = []
-    for threshold in (NEVER, *between, values[-1] + 1.0, ALWAYS):
+    for threshold in (NEVER, *((a + b) / 2 for a, b in pairwise(values)), ALWAYS):
         cost = sum(seen.costs(threshold) for seen in samples) / dense
-        found.append((threshold, cost, sum(seen.wrong(threshold) for seen in samples)))
+        trusted = [risk for seen, risk in zip(samples, risks, strict=True) if seen.signal >= threshold]
+        found.append((threshold, cost, sum(trusted) + UNSEEN * len(trusted) / len(samples)))
     return found
+
+
+def risks_of(samples: Sequence[Seen]) -> list[float]:
+    """Each sample's chance of a wrong answer, by its signal: a logistic regression of `differs`.
+
+    Its slope is drawn towards -1 per standard deviation, so that samples without any error have one too.
+    """
+    signal = np.array([seen.signal for seen in samples])
+    differs = np.array([float(seen.differs) for seen in samples])
+    x = np.stack([np.ones(len(samples)), (signal - signal.mean()) / (signal.std() + 1e-9)], 1)  # (n, 2)
+    prior, strength = np.array([0.0, -1.0]), np.array([1e-3, 1.0])
+    odds = (differs.sum() + 0.5) / (len(samples) - differs.sum() + 0.5)
+    weights = np.array([math.log(odds), -1.0])
+    for _ in range(50):  # Newton, with steps that cannot overshoot far
+        risk = 1 / (1 + np.exp(-x @ weights))
+        slope = x.T @ (risk - differs) + strength * (weights - prior)
+        bend = (x * (risk * (1 - risk))[:, None]).T @ x + np.diag(strength)
+        weights = weights - np.linalg.solve(bend, slope).clip(-2, 2)
+    return (1 / (1 + np.exp(-x @ weights))).tolist()
 
 
 def choose(

@@ -6,6 +6,7 @@ A run lives in a folder: every outcome is in its journals, and a run that was ki
 from __future__ import annotations
 
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from foveate import flow
 from foveate.bench import counting, fingerprint, spread
 from foveate.calibration.data import DEFAULT, KINDS, Sets, common, kind_of
 from foveate.calibration.entries import check_guard, entries_of, guard_of
-from foveate.calibration.figures import measured, published, some, timed
+from foveate.calibration.figures import measured, published, some, timed, together
 from foveate.calibration.request import Request
 from foveate.calibration.search import AGAIN, Budget, Candidate, Search, as_schedule, vtw_layer
 from foveate.calibration.shares import adaptive_of
@@ -109,7 +110,7 @@ def calibrate(
     compared = {"one for all": chosen[DEFAULT], **front, **published(search.layers, withdrawal[0]), **also(search)}
     told = counting(advance, "quoted figures", len(sets.quoted))
     outcomes = quoted.run_all(lambda k: [None, chosen[k], *compared.values()], told)
-    speeds = timed(quoted, list(compared.values()), advance)
+    speeds = timed(quoted, [*compared.values(), *chosen.values()], advance)
     points = points_of(quoted, outcomes, chosen, compared, speeds)
     by_kind = {
         k: kind_points(quoted.of(k), outcomes, chosen[k], published(search.layers, None), speeds)
@@ -152,7 +153,9 @@ def points_of(
     if len(chosen) == 1:
         return [replace(points[0], chosen=True), *points[1:]]
     mixed = {s.name: outcomes[name_of(chosen[quoted.kind(s)])][s.name] for s in quoted.samples}
-    return [Point("by kind", chosen[DEFAULT], measured(mixed, dense), True), *points]
+    asked = Counter(map(quoted.kind, quoted.samples))
+    speed = together([speeds[name_of(chosen[k])] for k in asked], list(asked.values()))
+    return [Point("by kind", chosen[DEFAULT], measured(mixed, dense, speed), True), *points]
 
 
 def kind_points(

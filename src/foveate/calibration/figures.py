@@ -51,6 +51,15 @@ def timed(trials: Trials, methods: Sequence[Method], advance: Advance) -> dict[s
     }
 
 
+def together(speeds: Sequence[Figure], weights: Sequence[int]) -> Figure:
+    """The speed of several kinds of prompt that are mixed so: times are what is averaged."""
+
+    def mean(values: Iterable[float]) -> float:
+        return sum(weights) / sum(weight / value for weight, value in zip(weights, values, strict=True))
+
+    return Figure(mean(s.mean for s in speeds), mean(s.low for s in speeds), mean(s.high for s in speeds))
+
+
 def first_token(model: Any, item: Item, method: Method | None) -> float:
     """Seconds to the first token: vision tower, prompt, and what pruning itself costs."""
     inputs = on_device(model, item)

@@ -29,10 +29,10 @@ def with_shares(method: Method, target: float, search: Search) -> Method:
         raise ValueError(f"{method.name} keeps no fraction of the tokens")
     dense = search.trials.run(None)
     return solve(
-        lambda p: shared(method, max(1e-4, round(p, 4))),
+        lambda t: shared(method, max(1e-4, round(1 - (1 - t) ** 4, 6))),  # scores are uneven: most p are close to 1
         target,
         lambda found: share(search.trials.run(found), dense, search.budget.kind),
-        steps=7,
+        steps=8,
     )
 
 

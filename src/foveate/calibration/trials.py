@@ -127,6 +127,8 @@ class Trials:
             for name, method in {name_of(method): method for method in methods(self.kind(batch[0]))}.items():
                 found.setdefault(name, {}).update(self.batch(batch, method))
             self.asked.pop(batch[0].name, None)
+            for sample in batch:
+                self.items.pop(sample.name, None)
             advance(len(batch))
         return found
 

@@ -58,10 +58,9 @@ def pareto(marks: Sequence[Mark], tried: Sequence[tuple[float, float]], budget: 
 
 
 def draw(axes: Axes, marks: Sequence[Mark], costs: Sequence[float]) -> None:
-    """Points with intervals; the front and what was chosen are joined by a line."""
-    line = sorted(
-        (cost, mark.agreement[0]) for mark, cost in zip(marks, costs, strict=True) if mark.role != "published"
-    )
+    """Points with intervals; methods that were found for all questions are joined by a line."""
+    joined = [mark.role != "published" and mark.name != "by kind" for mark in marks]
+    line = sorted((cost, m.agreement[0]) for m, cost, yes in zip(marks, costs, joined, strict=True) if yes)
     axes.plot([x for x, _ in line], [100 * y for _, y in line], color=CHOSEN, linewidth=1, zorder=2)
     styles = iter(zip(COLOURS, MARKERS, strict=True))
     fronts = 0
@@ -71,10 +70,10 @@ def draw(axes: Axes, marks: Sequence[Mark], costs: Sequence[float]) -> None:
             colour, marker = next(styles)
             style = {"color": colour, "marker": marker, "markersize": 7, "label": mark.name}
         elif mark.role == "chosen":
-            style = {"color": CHOSEN, "marker": "*", "markersize": 15, "label": "chosen", "zorder": 5}
+            style = {"color": CHOSEN, "marker": "*", "markersize": 15, "label": f"chosen, {mark.name}", "zorder": 5}
         else:
             fronts += 1
-            label = "found at other budgets" if fronts == 1 else None
+            label = "one for all, at several budgets" if fronts == 1 else None
             style = {"color": CHOSEN, "marker": "o", "markersize": 5, "label": label, "zorder": 4}
         spread = [[max(value - low, 0.0)], [max(high - value, 0.0)]]
         axes.errorbar([cost], [value], spread, linestyle="none", elinewidth=0.9, **style)
