@@ -431,9 +431,9 @@ def report(benches: Sequence[Bench], device: str) -> str:
     return "\n\n".join([*parts, f"({facts})"])
 
 
-def fill(path: Path, text: str) -> None:
-    """Put the tables into a page, between its two marks."""
-    begin, end = "<!-- tables: begin -->", "<!-- tables: end -->"
+def fill(path: Path, text: str, name: str = "tables") -> None:
+    """Put text into a page, between its two marks of that name."""
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
     page = path.read_text()
     before, after = page.index(begin) + len(begin), page.index(end)
     path.write_text(f"{page[:before]}\n\n{text}\n\n{page[after:]}")

@@ -1,10 +1,11 @@
-"""Where the time of a pruned prompt goes, and how often the host would have to wait for a GPU.
+"""Where the time of a pruned prompt goes, what is left out of it, and how often the host would have to wait for a GPU.
 
-    python benchmarks/profile_speed.py [--cell 150m-576-1] [--rounds 5]
+    python benchmarks/profile_speed.py [--cell 150m-576-1] [--rounds 5] [--page docs/speed.md]
 
-Prints three tables: operators of a dense prefill, of the ideal and of HiMAP's (torch's profiler, self time on the CPU);
-VisiPruner's shallow layers beside the same layers of a dense model; and every place where this library reads the value
-of a tensor that would lie on a GPU (see waits.py), in a prefill and in a decode step.
+Prints three tables: operators of a dense prefill, of the ideal, of HiMAP's and of VisiPruner's (torch's profiler, self
+time on the CPU), and VisiPruner's shallow layers beside the same layers of a dense model; the exact savings; and every
+place where this library reads the value of a tensor that would lie on a GPU (see waits.py), in a prefill and in a
+decode step.
 """
 
 from __future__ import annotations
@@ -13,15 +14,17 @@ import argparse
 import statistics
 from collections import Counter, defaultdict
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from torch.nn.functional import pad
 from torch.profiler import ProfilerActivity, profile
 from transformers import DynamicCache, StaticCache
 
 import foveate
-from bench_speed import Cell, clock, ideal, markdown, prompt, random_llava, spread
+from bench_speed import Cell, clock, fill, ideal, markdown, prompt, random_llava, spread
 from waits import Waits
 
 KINDS = {  # operators by what they are for; the rest is "all other"
@@ -80,10 +83,40 @@ def waits(model: Any, inputs: dict[str, Any], method: Any) -> list[str]:
     return cells
 
 
+def savings(model: Any, inputs: dict[str, Any], method: Any, rounds: int) -> list[str]:
+    """What is not computed or held: time of the last layer, bytes of a static cache, columns of padding."""
+    ids, config = inputs["input_ids"], model.config.get_text_config()
+    ratios, mib = [], 2**20
+
+    def prefill(logits: int, **more: Any) -> float:
+        start = clock()
+        model(**{"past_key_values": DynamicCache(), **inputs, **more}, logits_to_keep=logits)
+        return clock() - start
+
+    def held(cache: StaticCache) -> float:
+        return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers) / mib
+
+    def static() -> StaticCache:
+        return StaticCache(config=config, max_cache_len=ids.shape[1] + 128)
+
+    whole, cut, width, padded = static(), static(), DynamicCache(), DynamicCache()
+    prefill(1, past_key_values=whole)
+    with foveate.prune(model, method):
+        for _ in range(rounds):
+            ratios.append(1 - prefill(1) / prefill(2))
+        prefill(1, past_key_values=cut)
+        prefill(1, past_key_values=width)
+        spare = {"attention_mask": pad(torch.ones_like(ids), (64, 0)), "input_ids": pad(ids, (64, 0))}
+        prefill(1, past_key_values=padded, **spare)
+    widths = f"{padded.get_seq_length(len(padded.layers) - 1)} and {width.get_seq_length(len(width.layers) - 1)}"
+    return [f"{statistics.median(ratios):.1%}", f"{held(cut):.0f} of {held(whole):.0f} MiB", widths]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cell", default="150m-576-1")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--page", type=Path, help="a Markdown page to put the tables in")
     options = parser.parse_args()
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
@@ -96,23 +129,37 @@ def main() -> None:
         for _ in range(options.rounds + 1):  # the first one warms up
             row = [operators(model, inputs, nullcontext())]
             row.append(operators(model, inputs, ideal(model, himap.schedule(cell.layers, cell.visual))))
-            row.append(operators(model, inputs, foveate.prune(model, himap)))  # installed as soon as it is made
+            for method in (himap, visipruner):
+                row.append(operators(model, inputs, foveate.prune(model, method)))  # installed as soon as it is made
             rounds.append(row)
         rows = [
-            [kind, *(f"{statistics.median(r[i].get(kind, 0.0) for r in rounds[1:]):.1f}" for i in range(3))]
+            [kind, *(f"{statistics.median(r[i].get(kind, 0.0) for r in rounds[1:]):.1f}" for i in range(4))]
             for kind in (*KINDS, "all other")
         ]
-        print(markdown(["ms", "dense", "ideal", "HiMAP"], rows), end="\n\n")
+        parts = [markdown(["ms", "dense", "HiMAP's ideal", "HiMAP", "VisiPruner"], rows)]
 
         pairs = []
         for _ in range(options.rounds + 1):
             dense = layer_times(model, inputs, nullcontext(), visipruner.shallow)
             shallow = layer_times(model, inputs, foveate.prune(model, visipruner), visipruner.shallow)
             pairs.append(shallow / dense)
-        print(f"VisiPruner's {visipruner.shallow} shallow layers over dense ones: {spread(pairs[1:])}\n")
+        parts.append(f"VisiPruner's {visipruner.shallow} shallow layers over dense ones: {spread(pairs[1:])}")
+
+        rows = [[name, *savings(model, inputs, method, options.rounds)] for name, method in methods.items()]
+        head = [
+            "not computed",
+            "last layer, of prefill",
+            "static cache",
+            "width with and without 64 columns of padding",
+        ]
+        parts.append(markdown(head, rows))
 
         rows = [[name, *waits(model, inputs, method)] for name, method in methods.items()]
-        print(markdown(["waits", "prefill", "decode step", "with a static cache"], rows))
+        parts.append(markdown(["waits", "prefill", "decode step", "with a static cache"], rows))
+    text = "\n\n".join([*parts, f"({options.cell})"])
+    print(text)
+    if options.page:
+        fill(options.page, text, "profile")
 
 
 if __name__ == "__main__":

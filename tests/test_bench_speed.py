@@ -1,6 +1,7 @@
 """The speed bench runs from end to end on a tiny model, goes on where it stopped, and fills its page."""
 
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,42 @@ def test_a_cell_that_does_not_exist_is_refused(name):
         bench_speed.Cell.of(name)
 
 
+class Event:
+    """Stands for a CUDA event: its times are in milliseconds, here of a clock a thousand times too fast."""
+
+    def __init__(self, enable_timing):
+        assert enable_timing
+
+    def record(self):
+        self.at = time.perf_counter()
+
+    def elapsed_time(self, other):
+        return 1e6 * (other.at - self.at)
+
+
+def test_on_a_gpu_the_bench_times_by_events_and_asks_the_device_for_its_memory(run, monkeypatch):
+    """A rehearsal: what the bench asks of CUDA is played by the test, and the model stays on the CPU."""
+    waited, peaks = [], iter(range(100, 200, 10))
+    for name in ("random_llava", "prompt"):
+        real = getattr(bench_speed, name)
+        monkeypatch.setattr(bench_speed, name, lambda cell, device, *more, real=real: real(cell, "cpu", *more))
+    for name, value in {
+        "Event": Event,
+        "synchronize": lambda: waited.append(1),
+        "get_device_name": lambda: "NVIDIA Rehearsal",
+        "reset_peak_memory_stats": lambda: waited.append(2),
+        "memory_allocated": lambda: 2**20 * 50,
+        "max_memory_allocated": lambda: 2**20 * next(peaks),
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    page = run("--methods", "vtw", "--device", "cuda")[1]
+    assert "device NVIDIA Rehearsal" in page and "threads" not in page.splitlines()[-3]
+    dense, vtw = (line.split("|") for line in page.splitlines() if line.startswith(("| dense", "| vtw")))
+    assert 10 < float(dense[2].removesuffix(" s ")) < 10_000  # tens of milliseconds, by those events
+    assert dense[10].strip() == "50 MiB" and vtw[10].strip() == "60 MiB" and vtw[11].strip() == "+20%"
+    assert waited.count(2) == 2 and waited.count(1) > 2 * 3 * 2
+
+
 def test_the_ideal_has_as_many_tokens_in_every_layer_as_the_method():
     cell = bench_speed.Cell.of("tiny-576-1")
     model, inputs = bench_speed.random_llava(cell, "cpu", "sdpa"), bench_speed.prompt(cell, "cpu")
@@ -61,8 +98,15 @@ def test_the_ideal_has_as_many_tokens_in_every_layer_as_the_method():
             assert lengths[0] == lengths[1], name
 
 
-def test_the_profile_runs(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["profile_speed.py", "--cell", "tiny-576-1", "--rounds", "1"])
+def test_the_profile_runs_and_fills_its_page(monkeypatch, tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("above\n<!-- profile: begin -->\nold\n<!-- profile: end -->\nbelow\n")
+    command = ["profile_speed.py", "--cell", "tiny-576-1", "--rounds", "1", "--page", str(page)]
+    monkeypatch.setattr(sys, "argv", command)
     profile_speed.main()
-    out = capsys.readouterr().out
-    assert "matrix products" in out and "shallow layers" in out and "| himap | 1 in engine.py" in out
+    text = page.read_text()
+    assert text.startswith("above\n") and text.endswith("below\n") and "old" not in text
+    assert "matrix products" in text and "shallow layers" in text and "| himap | 1 in engine.py" in text
+    saved = next(line for line in text.splitlines() if line.startswith("| vtw |") and "MiB" in line)
+    # 775 columns in 32 layers, and in 16 of them 576 fewer; 2 x 64 values of two bytes each
+    assert "4 of 6 MiB" in saved and "71 and 71" in saved
