@@ -1,6 +1,6 @@
 """What calibration gains on the embedded model: the tables and the picture of docs/calibrate.md.
 
-    python benchmarks/calibration.py [--model FOLDER] [--limit 64] [--quoted 100] [--guarded 200] [--out out/calibration]
+    python benchmarks/calibration.py [--model FOLDER] [--limit 64] [--quoted 100] [--guarded 200] [--out FOLDER]
 
 Finds a policy at 35 % of the exact FLOPs, compares it on fresh samples with every published default, task by task, and
 shares of the score with fixed fractions at the same average cost; then draws 200 calibration splits for the guard's
@@ -124,10 +124,8 @@ def compact(tasks: Mapping[str, Task], whole: Task, defaults: Mapping[str, Metho
         gain, low, high = difference(mine, other)
         gains = np.array([difference(task.policy, task.of(method))[0] for task in tasks.values()])
         counts = ", ".join(str(int(n.sum())) for n in (gains > 0, gains == 0, gains < 0))
-        lines.append(
-            f"| {name}, published | {100 * share(other, dense):.0f} % | {100 * np.mean([o.same for o in other]):.1f} % | "
-            f"{gain:+.1f} points ({low:+.1f} to {high:+.1f}) | {counts} |"
-        )
+        cells = f"{100 * share(other, dense):.0f} % | {100 * np.mean([o.same for o in other]):.1f} %"
+        lines.append(f"| {name}, published | {cells} | {gain:+.1f} points ({low:+.1f} to {high:+.1f}) | {counts} |")
     return "\n".join(lines)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from foveate.calibration.search import Candidate
 
@@ -11,19 +11,22 @@ STEPS = 50  # of the search for the price
 
 
 def allocate(
-    options: Mapping[str, Sequence[Candidate]], sizes: Mapping[str, int], target: float, least: Mapping[str, float]
+    options: Mapping[str, Sequence[Candidate]],
+    sizes: Mapping[str, int],
+    target: float,
+    rivals: Mapping[str, Sequence[Candidate]],
 ) -> dict[str, Candidate]:
     """For each kind one of its options, so that the loss of all samples is small and their mean cost within the target.
 
     Args:
         options: per kind what can be chosen, with cost and loss on that kind's samples.
         sizes: samples of each kind: the mix that the mean is taken over.
-        least: the agreement that each kind should have at least, if the budget allows that for all kinds.
+        rivals: per kind what no choice should be less faithful than: on any task, if the budget allows that for all
+            kinds, else on the kind as a whole, else not at all.
 
     Raises:
         ValueError: even the cheapest options cost more than the target.
     """
-    good = {kind: [c for c in found if c.agreement >= least[kind]] for kind, found in options.items()}
     total = sum(sizes.values())
 
     def cost(chosen: Mapping[str, Candidate]) -> float:
@@ -32,7 +35,14 @@ def allocate(
     def cheapest(found: Mapping[str, Sequence[Candidate]]) -> dict[str, Candidate]:
         return {kind: min(few, key=lambda c: (c.cost, c.loss)) for kind, few in found.items()}
 
-    usable = good if all(good.values()) and cost(cheapest(good)) <= target else options
+    def level(beaten: Callable[[Candidate, Candidate], bool]) -> dict[str, list[Candidate]]:
+        return {kind: [c for c in few if all(beaten(c, r) for r in rivals[kind])] for kind, few in options.items()}
+
+    usable: Mapping[str, Sequence[Candidate]] = options
+    for found in (level(on_every_task), level(lambda c, rival: c.agreement >= rival.agreement)):
+        if all(found.values()) and cost(cheapest(found)) <= target:
+            usable = found
+            break
     best = cheapest(usable)
     if cost(best) > target:
         raise ValueError(f"nothing that was tried costs {target:.1%} of dense or less: raise the budget or --trials")
@@ -45,6 +55,11 @@ def allocate(
         else:
             low = price
     return topped_up(best, usable, sizes, target * total)
+
+
+def on_every_task(one: Candidate, rival: Candidate) -> bool:
+    """Whether one is at least as faithful as its rival on every task."""
+    return all(one.by_task[task] >= agreement for task, agreement in rival.by_task.items())
 
 
 def cheapest_at(price: float, options: Sequence[Candidate]) -> Candidate:

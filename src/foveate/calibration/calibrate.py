@@ -26,7 +26,8 @@ from foveate.calibration.search import AGAIN, Budget, Candidate, Search, as_sche
 from foveate.calibration.shares import adaptive_of
 from foveate.calibration.trials import Outcomes, Trials, name_of, share
 from foveate.methods import Method, Uniform
-from foveate.policy.policy import Entry, Figure, Guard, Measured, Model, Policy
+from foveate.policy.entry import Entry, Figure, Guard, Measured
+from foveate.policy.policy import Model, Policy
 from foveate.policy.schedule import Dense
 from foveate.suite.journal import Journal
 from foveate.suite.tasks import Sample

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from foveate.policy.policy import Rule
+from foveate.policy.entry import Rule
 from foveate.suite import folder
 from foveate.suite.tasks import DRAWN, Sample, draw
 

@@ -14,7 +14,7 @@ from foveate.calibration.request import Request
 from foveate.calibration.search import AGAIN, CHANCE, Budget, Candidate, Search, candidate_of
 from foveate.calibration.trials import Trials, name_of
 from foveate.methods import Method
-from foveate.policy.policy import Guard
+from foveate.policy.entry import Guard
 from foveate.policy.schedule import Dense
 
 Advance = Callable[[str, int, int], None]
@@ -35,17 +35,16 @@ def entries_of(
     best = pick(finals(search.found.values(), budget.target, request, searched, budget.kind), request)
     told(1)
     options: dict[str, list[Candidate]] = {}
-    least: dict[str, float] = {}
+    rivals: dict[str, list[Candidate]] = {}
     for k in kinds:
         own, few = of_kind(quick.of(k), search, request), searched.of(k)
         options[k] = finals(own, budget.target, request, few, budget.kind)
         if not request.constrained:
-            defaults = published_on(few, search.layers, budget.kind)
-            least[k] = max(c.agreement for c in defaults)
+            rivals[k] = published_on(few, search.layers, budget.kind)
             dense = candidate_of("dense", Dense(), None, few.run(None), few.run(None), budget.kind)
-            options[k] += [*elsewhere(own, budget.target, few, budget.kind), *defaults, dense]
+            options[k] += [*elsewhere(own, budget.target, few, budget.kind), *rivals[k], dense]
         told(1)
-    return {**share_out(options, least, searched, best, budget, request), DEFAULT: best}
+    return {**share_out(options, rivals, searched, best, budget, request), DEFAULT: best}
 
 
 def finals(found: Iterable[Candidate], limit: float, request: Request, trials: Trials, kind: str) -> list[Candidate]:
@@ -103,7 +102,7 @@ def published_on(trials: Trials, layers: int, kind: str) -> list[Candidate]:
 
 def share_out(
     options: Mapping[str, list[Candidate]],
-    least: Mapping[str, float],
+    rivals: Mapping[str, Sequence[Candidate]],
     trials: Trials,
     best: Candidate,
     budget: Budget,
@@ -117,7 +116,7 @@ def share_out(
     sizes = {kind: len(trials.of(kind).samples) for kind in options}
     rest = len(trials.samples) - sum(sizes.values())
     left = (budget.target * len(trials.samples) - best.cost * rest) / sum(sizes.values())  # for all but the default's
-    return allocate(options, sizes, left, least)
+    return allocate(options, sizes, left, rivals)
 
 
 def check_guard(request: Request, samples: int) -> None:

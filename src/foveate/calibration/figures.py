@@ -15,7 +15,7 @@ from foveate.calibration.replay import Outcome
 from foveate.calibration.trials import Outcomes, Trials, name_of
 from foveate.measure import Clock, generate
 from foveate.methods import METHODS, Method
-from foveate.policy.policy import Figure, Measured
+from foveate.policy.entry import Figure, Measured
 from foveate.suite import statistics
 from foveate.suite.dial import scale_layers
 from foveate.suite.runner import Item

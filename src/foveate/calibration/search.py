@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from foveate import flow
@@ -28,6 +28,7 @@ class Candidate:
     Attributes:
         shape: what was drawn for it; None if nothing was.
         loss: see `trials.loss`. cost: share of dense, in the unit of the budget.
+        agreement: answers that stay the same; by_task: those of each task.
     """
 
     family: str
@@ -37,6 +38,7 @@ class Candidate:
     cost: float
     agreement: float
     kl: float
+    by_task: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -219,6 +221,9 @@ def candidate_of(
     family: str, method: Method, shape: Shape | None, outcomes: Outcomes, dense: Outcomes, kind: str
 ) -> Candidate:
     found = list(outcomes.values())
+    tasks: dict[str, list[bool]] = {}
+    for name, outcome in outcomes.items():
+        tasks.setdefault(name.rsplit("/", 1)[0], []).append(outcome.same)
     return Candidate(
         family=family,
         method=method,
@@ -227,6 +232,7 @@ def candidate_of(
         cost=share(outcomes, dense, kind),
         agreement=sum(o.same for o in found) / len(found),
         kl=sum(o.kl for o in found) / len(found),
+        by_task={task: sum(same) / len(same) for task, same in tasks.items()},
     )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from foveate.policy.policy import Entry, Figure, Guard, Measured, Model, Policy, Rule
+from foveate.policy.entry import Entry, Figure, Guard, Measured, Rule
+from foveate.policy.policy import Model, Policy
 from foveate.policy.schedule import Cut, Dense, Schedule
 
 __all__ = ["Cut", "Dense", "Entry", "Figure", "Guard", "Measured", "Model", "Policy", "Rule", "Schedule"]

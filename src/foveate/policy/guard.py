@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from foveate import cost
-from foveate.policy.policy import Guard
+from foveate.policy.entry import Guard
 from foveate.pruning.engine import Pruned
 from foveate.pruning.layout import Layout
 from foveate.pruning.stages import Prompt, Stage

@@ -12,7 +12,8 @@ from rich.text import Text
 from foveate.calibration.calibrate import Point, Report
 from foveate.cost.tables import markdown
 from foveate.methods import Method, Share
-from foveate.policy.policy import Entry, Figure, as_json
+from foveate.policy.entry import Entry, Figure
+from foveate.policy.policy import as_json
 from foveate.policy.schedule import Schedule
 from foveate.report.pareto import Mark
 
