@@ -102,6 +102,35 @@ def test_given_again_it_runs_nothing_twice(made, folder, monkeypatch):
     }
 
 
+def test_kinds_of_question_get_entries_of_their_own_within_one_budget(folder, tmp_path):
+    out = tmp_path / "p.json"
+    words = [
+        "--tasks",
+        "existence,count",
+        "--limit",
+        "12",
+        "--quoted",
+        "6",
+        "--trials",
+        "4",
+        "--methods",
+        "fastv,schedule",
+    ]
+    result = calibrate(folder, *words, "--flops", "0.6", "-o", str(out))
+    assert result.exit_code == 0, result.output
+    policy = Policy.load(out)
+    assert policy.entries.keys() == {"count", "yes-no", "default"}
+    assert policy.asked("is there a dog?").chosen == "yes-no" and policy.asked("how many cats?").chosen == "count"
+    told = json.loads((tmp_path / "p-run" / "calibration.json").read_text())
+    mixed, *others = told["points"]
+    assert mixed["name"] == "by kind" and others[0]["name"] == "one for all"
+    assert mixed["measured"]["samples"] == 12 and mixed["measured"]["flops"][0] < 0.63
+    speeds = [entry.measured.speed for kind, entry in policy.entries.items() if kind != "default"]
+    assert min(s.mean for s in speeds) <= mixed["measured"]["speed"][0] <= max(s.mean for s in speeds)
+    agreements = [policy.entries[kind].measured.agreement.mean for kind in ("count", "yes-no")]
+    assert sum(agreements) / 2 == pytest.approx(mixed["measured"]["agreement"][0])
+
+
 def test_a_guard_is_set_on_samples_of_its_own(folder, tmp_path):
     out = tmp_path / "p.json"
     words = ["--keep", "0.7", "--methods", "fastv", "--guard", "0.3", "--guarded", "20", "--no-by-kind"]
