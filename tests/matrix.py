@@ -32,6 +32,7 @@ import foveate
 import tiny_families as families
 from contracts import rule_of
 from reference import rules
+from reference.flash import flash
 from reference.whole import Masked, masked
 from tiny_families import Row
 
@@ -255,6 +256,13 @@ def one_picture(case):
 @mode("eager attention")
 def eager(case):
     greedy(case, ONE, attention="eager")
+
+
+@mode("flash attention")
+def flash_attention(case):
+    with flash(case.net()):
+        greedy(case, ONE)
+        greedy(case, *RAGGED)
 
 
 @mode("batch with left padding")
@@ -670,7 +678,8 @@ on the oldest transformers that is supported and on the newest, and fails where 
 at full length in which nothing is dropped and nobody looks at what a method lets go. Compared are the logits of every
 step (float32: to 1e-4 of their standard deviation), the tokens, and in most rows what was kept in every layer. A
 number is a note: an error that says what to do instead, or a reason why the model itself does not do it, without
-pruning either. An empty cell: the family has no such thing. The rows on compiled models were run with HiMAP.
+pruning either. An empty cell: the family has no such thing. The rows on compiled models were run with HiMAP; flash
+attention is written out ([flash.py](../tests/reference/flash.py)), so that what its kernel is given is tested anywhere.
 
 Models whose prompt holds no visual tokens (Mllama reads images by cross-attention) and encoder-decoders are refused by
 `foveate.prune` itself, and Gemma 3 beyond its sliding window at the prompt. [How to add a family](families.md).

@@ -234,6 +234,11 @@ def edits_everywhere(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(tap.Edit, "followed", wrong)
 
 
+def flash_reads_as_causal(patch: pytest.MonkeyPatch) -> None:
+    """Without a mask the rows of every prompt are read as if it had been read from left to right."""
+    patch.setattr(tap, "both_ways", lambda mask, query: mask)
+
+
 MUTANTS = {
     "wrong rope": Mutant(renumbered, cell("one picture")),
     "wrong rope, three axes": Mutant(renumbered, cell("one picture", "qwen2.5-vl")),
@@ -251,6 +256,7 @@ MUTANTS = {
     "DeepStack at the old places": Mutant(deepstack_unadapted, cell("one picture", "qwen3-vl")),
     "lock kept after Ctrl-C": Mutant(lock_kept, an_interrupted_call_lets_other_threads_go_on),
     "trace of an earlier prompt": Mutant(old_trace, the_trace_is_of_this_prompt),
+    "flash attention read as causal": Mutant(flash_reads_as_causal, cell("flash attention", "paligemma")),
     "NaN let through": Mutant(any_number, features_that_are_no_numbers_are_refused),
     "window counts survivors": Mutant(any_length, a_prompt_beyond_the_window_is_refused),
 }

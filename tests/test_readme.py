@@ -45,7 +45,7 @@ def kept_by(method) -> list[list[int]]:
 @pytest.mark.parametrize("keep", [5, 0.5, foveate.Share(0.9)])
 def test_the_example_of_a_method_prunes(loudest, keep):
     (stage,) = kept_by(loudest(keep=keep))
-    assert stage == [5] * 2 if keep == 5 else all(0 < count for count in stage)
+    assert stage == [5] * 2 if keep == 5 else all(count > 0 for count in stage)
 
 
 def test_a_mask_alone_is_an_answer_too(loudest):
@@ -54,7 +54,7 @@ def test_a_mask_alone_is_an_answer_too(loudest):
             return view.visual & (view.position % 2 == 0)
 
     (stage,) = kept_by(Every())
-    assert all(0 < count for count in stage)
+    assert all(count > 0 for count in stage)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))

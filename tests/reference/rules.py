@@ -54,7 +54,6 @@ class Rule:
             self.margin = min(self.margin, (last - first) / abs(last))
         return sorted(ranked[:count])
 
-
     def with_share(self, scores: dict[int, float], ranked: list[int], share: float) -> list[int]:
         total, held, kept = sum(scores.values()), 0.0, []
         for position in ranked:

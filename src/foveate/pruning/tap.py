@@ -298,6 +298,8 @@ class Tap:
                 output, weights = edited_eager(first(length)[1], value[:, :, :length], edits)
             else:
                 output, weights = edited(query, key, value, mask, edits, plan, scaling, lambda *x: first(*x)[0]), None
+        if not kwargs.get("is_causal", getattr(module, "is_causal", True)):
+            mask = both_ways(mask, query)
         self.seen = lambda real: Attention(query, key, value, output, mask, real, scaling)
         return output, weights
 
@@ -401,6 +403,15 @@ def edited(
             rows = torch.where(valid[..., None, None], rows, take(output, index, 1))
         output.scatter_(1, index[..., None, None].expand_as(rows), rows)
     return output
+
+
+def both_ways(mask: Tensor | None, query: Tensor) -> Tensor:
+    """The mask, 4-D, of a prompt that is read in both directions: flash attention is told so apart from its mask."""
+    if mask is not None and mask.ndim == 4:
+        return mask
+    batch, _, length, _ = query.shape
+    seen = query.new_ones(batch, length, dtype=torch.bool) if mask is None else mask.bool()  # (B, M)
+    return seen[:, None, None].expand(-1, 1, length, -1)  # (B, 1, M, M)
 
 
 def allowed(mask: Tensor | None, index: Tensor, length: int) -> Tensor:
