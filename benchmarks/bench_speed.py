@@ -47,6 +47,7 @@ from foveate.methods import Method
 from foveate.pruning.view import Decide, View
 from foveate.suite.journal import Journal
 from foveate.suite.timing import most_live, profiled
+from speed_tables import Measured, fill, report
 
 SYSTEM, TEXT, IMAGE_ID = 35, 36, 31999
 SHAPES = {  # layers, width, FFN, heads
@@ -308,87 +309,18 @@ class Bench:
         self.journal.append([{"setting": "all", "sample": "decode", "seconds": steps}])
         print(f"{self.cell} decode: dense {statistics.median(steps['dense']) * 1000:.1f} ms a token", flush=True)
 
-    def rows(self) -> list[list[str]]:
-        """The table of this cell, as far as it was measured."""
-        rounds, memory = [r["seconds"] for r in self.journal.rounds], self.journal.memory
+    def measured(self) -> Measured:
+        layers, width, ffn, heads = SHAPES[self.cell.model]
+        title = (
+            f"**{self.cell.model.upper()}, {self.cell.visual} visual tokens, batch {self.cell.batch}** ({layers} "
+            f"layers x {width}, FFN {ffn}, {heads} heads, {SYSTEM + TEXT} other tokens, {self.attention}; "
+            f"{len(self.journal.rounds)} rounds, {self.tokens} tokens)"
+        )
         decode = self.journal.answers.get(("all", "decode"), {}).get("seconds", {})
-
-        def ratio(top: Callable[[dict], float]) -> str:
-            return spread([top(row) for row in rounds])
-
-        def step(name: str) -> str:
-            if name not in decode:
-                return ""
-            return f"{statistics.median(decode[name]) * 1000:.1f} ms"
-
-        def steps_over(name: str, base: str) -> str:
-            if name not in decode:
-                return ""
-            return f"{statistics.median(a / b for a, b in zip(decode[name], decode[base], strict=True)):.3f}"
-
-        def bytes_of(name: str) -> list[str]:
-            if name not in memory:
-                return ["", "", ""]
-            peak, kv = memory[name]["peak"], memory[name]["kv"]
-            return [
-                f"{peak / 2**20:.0f} MiB",
-                f"{peak / memory['dense']['peak'] - 1:+.0%}" if name != "dense" else "",
-                f"{kv / 2**20:.0f} MiB",
-            ]
-
-        dense = statistics.median(row["dense"] for row in rounds)
-        table = [["dense", seconds(dense), "", "", "", "", "", step("dense"), "", *bytes_of("dense")]]
-        for name in self.methods:
-
-            def saving(row: dict, which: str, name: str = name) -> float:
-                return (row["dense"] - row[which]) / (row["dense"] - row[f"{name} ideal"])
-
-            scored = [row[f"{name} scoring"] / row["dense"] for row in rounds if f"{name} scoring" in row]
-            table.append(
-                [
-                    name,
-                    seconds(statistics.median(row[name] for row in rounds)),
-                    ratio(lambda row, name=name: row["dense"] / row[f"{name} ideal"]).split(" ")[0] + "x",
-                    ratio(lambda row, name=name: row["dense"] / row[name]).replace(" ", "x ", 1),
-                    ratio(lambda row, name=name: 100 * saving(row, f"{name} whole")).replace(" ", " % ", 1),
-                    ratio(lambda row, name=name: 100 * saving(row, name)).split(" ")[0] + " %",
-                    f"{statistics.median(scored):.2%}" if scored else "",
-                    step(name),
-                    steps_over(name, "dense"),
-                    *bytes_of(name),
-                ]
-            )
-        return table
-
-
-HEAD = [
-    "",
-    "prefill",
-    "ideal",
-    "measured",
-    "of the ideal saving",
-    "and last layer",
-    "scoring",
-    "per token",
-    "of dense",
-    "peak",
-    "",
-    "KV",
-]
-
-
-def spread(values: Sequence[float]) -> str:
-    """Median and quartiles."""
-    middle = statistics.median(values)
-    digits = 2 if abs(middle) < 20 else 1
-    if len(values) < 2:
-        return f"{middle:.{digits}f} (one round)"
-    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
-    return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
-
-
-def seconds(value: float) -> str:
-    return f"{value:.2f} s" if value >= 1 else f"{value * 1000:.0f} ms"
+        rounds = [row["seconds"] for row in self.journal.rounds]
+        return Measured(
+            str(self.cell), title, self.cell.visual, list(self.methods), rounds, decode, self.journal.memory
+        )
 
 
 def clock() -> float:
@@ -414,31 +346,6 @@ def processor() -> str:
     return f"{name or platform.processor()}{' with AMX' if 'amx_bf16' in text else ''}"
 
 
-def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
-
-
-def report(benches: Sequence[Bench], device: str) -> str:
-    parts = []
-    for bench in benches:
-        layers, width, ffn, heads = SHAPES[bench.cell.model]
-        parts.append(
-            f"**{bench.cell.model.upper()}, {bench.cell.visual} visual tokens, batch {bench.cell.batch}** ({layers} "
-            f"layers x {width}, FFN {ffn}, {heads} heads, {SYSTEM + TEXT} other tokens, {bench.attention}; "
-            f"{len(bench.journal.rounds)} rounds, {bench.tokens} tokens)\n\n{markdown(HEAD, bench.rows())}"
-        )
-    facts = ", ".join(f"{key} {value}" for key, value in machine(device).items() if value is not None)
-    return "\n\n".join([*parts, f"({facts})"])
-
-
-def fill(path: Path, text: str, name: str = "tables") -> None:
-    """Put text into a page, between its two marks of that name."""
-    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
-    page = path.read_text()
-    before, after = page.index(begin) + len(begin), page.index(end)
-    path.write_text(f"{page[:before]}\n\n{text}\n\n{page[after:]}")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cells", default=",".join(ROUNDS), help="model-visual-batch, ...")
@@ -453,14 +360,15 @@ def main() -> None:
     if options.device == "cpu":
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
     transformers.logging.set_verbosity_error()
-    benches = []
+    cells = []
     with torch.no_grad():
         for text in options.cells.split(","):
             bench = Bench(Cell.of(text), options)
             bench.run()
             bench.model = None
-            benches.append(bench)
-    tables = report(benches, options.device)
+            cells.append(bench.measured())
+    facts = ", ".join(f"{key} {value}" for key, value in machine(options.device).items() if value is not None)
+    tables = f"{report(cells)}\n\n({facts})"
     print(tables)
     if options.page:
         fill(options.page, tables)

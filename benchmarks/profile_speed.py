@@ -24,7 +24,8 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import DynamicCache, StaticCache
 
 import foveate
-from bench_speed import Cell, clock, fill, ideal, markdown, prompt, random_llava, spread
+from bench_speed import Cell, clock, ideal, prompt, random_llava
+from speed_tables import fill, markdown, spread
 from waits import Waits
 
 KINDS = {  # operators by what they are for; the rest is "all other"

@@ -11,6 +11,7 @@ sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
 import bench_speed
 import profile_speed
+import speed_tables
 
 
 @pytest.fixture
@@ -30,7 +31,7 @@ def run(monkeypatch, tmp_path, capsys):
 def test_every_method_has_its_row_and_a_second_run_measures_nothing(run):
     out, page = run("--methods", "himap,visipruner")
     rows = [line.split("|")[1].strip() for line in page.splitlines() if line.startswith("|")]
-    assert rows == ["", "---", "dense", "himap", "visipruner"]
+    assert rows[:5] == ["", "---", "dense", "himap", "visipruner"] and "aimed at" in rows
     assert page.startswith("above\n") and page.endswith("below\n") and "old" not in page
     assert "round 1" in out
     again, same = run("--methods", "himap,visipruner")
@@ -41,6 +42,34 @@ def test_a_run_with_other_settings_is_refused(run):
     run("--methods", "vtw")
     with pytest.raises(ValueError, match="other methods"):
         run("--methods", "fastv")
+
+
+def measured(**times):
+    row = {"dense": 10.0, "himap ideal": 5.0, "himap whole": 5.2, "himap": 5.1, "himap scoring": 0.1} | times
+    memory = {"dense": {"peak": 100}, "himap": {"peak": 65}}
+    steps = {"dense": [0.1, 0.1], "himap": [0.09, 0.08]}
+    return speed_tables.Measured("150m-576-1", "", 576, ["himap"], [row, row], steps, memory)
+
+
+@pytest.mark.parametrize(
+    ("times", "missed"),
+    (
+        ({}, []),
+        ({"himap whole": 5.3}, ["missed: himap"]),  # 94 % of the ideal saving
+        ({"himap scoring": 0.21}, ["missed: himap"]),
+    ),
+)
+def test_a_target_that_is_missed_is_said_to_be(times, missed):
+    rows = list(speed_tables.targets([measured(**times)]))
+    assert [verdict for *_, verdict in rows if verdict != "met"] == missed
+    assert rows[0][1] == ("himap 94.0%" if "himap whole" in times else "himap 96.0%")
+
+
+def test_the_peak_and_the_steps_of_decode_have_to_be_below_dense():
+    cell = measured()
+    cell.memory["himap"]["peak"], cell.decode["himap"][:] = 101, [0.11, 0.12]
+    said = [verdict for *_, verdict in speed_tables.targets([cell])]
+    assert said == ["met", "met", "missed: 150m-576-1", "missed: 150m-576-1"]
 
 
 @pytest.mark.parametrize("name", ("7b", "7b-576", "7b-577-1", "8b-576-1"))
