@@ -195,30 +195,27 @@ class VisiPruner(Rule):
             norms[i] = float(c.norm())
         return cosines, norms
 
-    def near(self, values: list[float], border: float) -> None:
-        """Distances to 1 for cosines would be relative to 1 - border; norms are relative to the border itself."""
+    def near(self, values: list[float], border: float, scale: float) -> None:
+        """Cosines are measured on the scale of 1 - border, norms on that of the border itself; neither is nothing."""
         for value in values:
-            scale = 1 - border if border > 0.5 else border
-            self.margin = min(self.margin, abs(value - border) / scale)
+            self.margin = min(self.margin, abs(value - border) / max(scale, 0.01))
 
     def keep(self, layer, before, prompt, alive):
         looked = layer - 1  # the layer whose attention decides
         if not alive or looked <= self.shallow:
             return alive
-        if self.filter_layer is None:
-            if "middle" not in self.stages:
-                return alive
+        if self.filter_layer is None and "middle" in self.stages:
             self.cosines[looked], self.norms[looked] = self.contributions(before[-1], prompt, alive)
-            self.near([min(self.cosines[looked].values())], self.fire)
+            self.near([min(self.cosines[looked].values())], self.fire, 1 - self.fire)
             if all(cos >= self.fire for cos in self.cosines[looked].values()):
                 return alive
             self.filter_layer = looked
-            self.near(list(self.norms[looked].values()), self.influence)
+            self.near(list(self.norms[looked].values()), self.influence, self.influence)
             return [i for i in alive if self.norms[looked][i] > self.influence]
         if "deep" not in self.stages:
             return alive
         self.cosines[looked], self.norms[looked] = self.contributions(before[-1], prompt, alive)
-        self.near([min(self.cosines[looked].values())], self.exit)
+        self.near([min(self.cosines[looked].values())], self.exit, 1 - self.exit)
         if all(cos >= self.exit for cos in self.cosines[looked].values()):
             self.counted.append(looked)
         elif self.consecutive:
