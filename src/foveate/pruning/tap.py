@@ -148,7 +148,7 @@ class Attention:
         for value in self.value.split(max(self._budget() // (4 * self.value[:, :, 0].numel()), 1), dim=2):
             value = value.float()  # (B, H_kv, m, d)
             parts.append((value @ grouped.mT).mT)
-            squares.append(value.square().sum(-1))
+            squares.append(torch.linalg.vector_norm(value, dim=-1).square())  # makes no squares in memory
         along = torch.cat(parts, dim=-1).reshape(batch, heads, length)  # (B, H, M): <v_hi, O_h>
         size = torch.cat(squares, -1).repeat_interleave(heads // self.value.shape[1], dim=1)  # (B, H, M): ||v_hi||^2
         dot = (weight * along).sum(1)  # (B, M): <c_i, O>
