@@ -112,9 +112,14 @@ def draw(picture: Image.Image, grid: tuple[int, int], result: Result, method: Me
 
 def check_file_type(path: Path) -> None:
     """Refuse a file name whose ending is no picture format that can be written."""
-    Image.init()
-    if Image.EXTENSION.get(path.suffix.lower()) not in Image.SAVE:
+    if picture_format(path) not in Image.SAVE:
         raise ValueError(f"--overlay {path}: give a picture file, such as overlay.png")
+
+
+def picture_format(path: Path) -> str | None:
+    """Pillow's name of the format that the ending of a file name stands for; None if it stands for none."""
+    Image.init()
+    return Image.EXTENSION.get(path.suffix.lower())
 
 
 def methods_table(methods: Iterable[type[Method]]) -> Table:

@@ -33,6 +33,7 @@ def ask(
 
         from foveate import ask as job
         from foveate import show
+        from foveate.files import save
         from foveate.options import check_layers, method_from, settings_of
         from foveate.policy import Policy
         from foveate.report.text import table
@@ -73,7 +74,8 @@ def ask(
                 typer.echo(f"foveate: no overlay for this model: {error}", err=True)
             else:
                 overlay.parent.mkdir(parents=True, exist_ok=True)
-                show.draw(job.shown(processor, picture), grid, result, chosen, question).save(overlay)
+                drawing = show.draw(job.shown(processor, picture), grid, result, chosen, question)
+                save(overlay, lambda half: drawing.save(half, show.picture_format(overlay)))
                 drawn = True
         if as_json:
             typer.echo(json.dumps(show.ask_json(result, chosen, setting, str(overlay) if drawn else None), indent=2))

@@ -6,6 +6,8 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from foveate.files import save
+
 Point = tuple[float, float, float, float]  # cost, quality, and its 95 % interval: low, high; all in percent of dense
 INK, GREY, PALE = "#1c2028", "#8a909c", "#d9dce1"
 BASELINES = {"random": ("#6b7280", "--", "s"), "uniform": ("#a3a9b3", ":", "^")}  # colour, line, marker
@@ -41,9 +43,7 @@ def tradeoff(
     handles, labels = axes.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 8), frameon=False, fontsize=9)
     figure.suptitle(title, x=0.01, ha="left", fontsize=12, color=INK)
-    half = path.with_name(f"{path.name}.part")  # the picture is there as a whole or not at all
-    figure.savefig(half, format=path.suffix.lstrip("."), dpi=150)
-    half.replace(path)
+    save(path, lambda half: figure.savefig(half, format=path.suffix.lstrip("."), dpi=150))
 
 
 def styles_of(series: Mapping[str, Sequence[Point]]) -> dict[str, tuple[str, str, str]]:
