@@ -341,6 +341,7 @@ class Pruned:
         if run.reading:
             run.reading = False
             self._tap.close()
+            self._tap.planned = None
             self._put_back()
             self._one_reader.release()
 

@@ -186,7 +186,7 @@ class Edit:
         """The value vectors (B, H, M, d) that the rows really read: the edit of A is one of V, A V' = A' V."""
         columns = self.columns[:, None, :, None]
         if self.into is None:
-            return value.masked_fill(columns, 0.0)
+            return torch.where(columns, value.new_zeros(()), value)  # faster than masked_fill, which copies first
         return torch.where(columns, take(value, self.into[:, None], 2), value)
 
     def weights(self, weights: Tensor) -> Tensor:
@@ -232,6 +232,13 @@ class Plan:
         return cls(bands if len(bands) <= MAX_BANDS else None, start, counts)
 
 
+def alike(edits: Sequence[Edit], others: Sequence[Edit]) -> bool:
+    """Whether they take the same columns from the same rows."""
+    return len(edits) == len(others) and all(
+        torch.equal(a.rows, b.rows) and torch.equal(a.columns, b.columns) for a, b in zip(edits, others, strict=True)
+    )
+
+
 class Filled(Exception):
     """A layer has come as far as it had to: its keys and values are in the cache."""
 
@@ -249,6 +256,7 @@ class Tap:
         self.reader = 0  # the thread that reads a prompt
         self.edits: Callable[[torch.device], Sequence[Edit]] | None = None  # of the next tapped layer
         self.seen: Callable[[Tensor], Attention] | None = None  # of the last tapped layer
+        self.planned: tuple[Sequence[Edit], Plan] | None = None  # for the last edited layer; the next is often its like
         self.filling: Any = None  # the attention module that runs for its keys and values only
 
     def open(self, modules: Iterable[Any]) -> None:
@@ -293,7 +301,9 @@ class Tap:
         if self.edits is None:
             output, weights = kernel(module, query, key, value, mask, **kwargs)
         else:
-            plan, edits, self.edits = Plan.of(self.edits(torch.device("cpu"))), self.edits(query.device), None
+            edits = self.edits(query.device)
+            plan = self._plan(edits if query.device.type == "cpu" else self.edits(torch.device("cpu")))
+            self.edits = None
             if module.config._attn_implementation == "eager":
                 output, weights = edited_eager(first(length)[1], value[:, :, :length], edits)
             else:
@@ -318,6 +328,12 @@ class Tap:
     def attention(self, real: Tensor) -> Attention | None:
         """What the last tapped layer computed over survivors (`real` (B, M) False on filler); None if none was."""
         return None if self.seen is None else self.seen(real)
+
+    def _plan(self, edits: Sequence[Edit]) -> Plan:
+        """How rows fall under these edits (on the host), worked out once for layers in a row that edit the same."""
+        if self.planned is None or not alike(self.planned[0], edits):
+            self.planned = edits, Plan.of(edits)
+        return self.planned[1]
 
     def _tapped(self, config: PretrainedConfig) -> PretrainedConfig:
         config = copy.copy(config)
