@@ -257,7 +257,7 @@ def main() -> None:
         f"a model with other weights is refused: {refusal.partition(', and ')[2] or 'no'}": bool(refusal),
     }
     shown = replace(found, points=[p for p in found.points if p.name not in pairs])
-    told_points = report.as_markdown(shown).split("\n", 2)[2].strip()
+    told_points = report.as_markdown(shown).split("\n", 2)[2].strip().replace("## ", "### ")
     places = {
         "compact": short,
         "points": told_points,

@@ -7,7 +7,7 @@ from PIL import Image
 
 import foveate
 from foveate.calibration.figures import together
-from foveate.policy import Cut, Figure, Schedule
+from foveate.policy import Cut, Dense, Figure, Schedule
 from foveate.report.calibration import words
 from foveate.report.pareto import Mark, pareto
 
@@ -19,6 +19,7 @@ from foveate.report.pareto import Mark, pareto
          "instruction 0.5 before 2, last 0.9 of the score before 4, none from 7"),
         (foveate.FastV(3, 0.25), "fastv(layer=3, keep=0.25)"),
         (foveate.FastV(), "fastv(layer=2, keep=0.5, rows=last)"),
+        (Dense(), "nothing is dropped"),
         (foveate.VisiPruner(shallow=2), "visipruner(shallow=2)"),
     ],
 )  # fmt: skip

@@ -14,7 +14,7 @@ from foveate.cost.tables import markdown
 from foveate.methods import Method, Share
 from foveate.policy.entry import Entry, Figure
 from foveate.policy.policy import as_json
-from foveate.policy.schedule import Schedule
+from foveate.policy.schedule import Dense, Schedule
 from foveate.report.pareto import Mark
 
 Lines = list[Sequence[str]]  # a table, the header first
@@ -53,6 +53,8 @@ def words(method: Method) -> str:
     """A method in a line: "instruction 0.4 before 2, last 0.2 before 5, none from 7"."""
     if isinstance(method, Schedule):
         return ", ".join(words(part) for part in method.parts)
+    if isinstance(method, Dense):
+        return "nothing is dropped"
     fields = dict(vars(method))
     if method.name == "cut":
         return f"{fields['score']} {keep(fields['keep'])} before {fields['layer']}"
