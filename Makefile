@@ -22,7 +22,7 @@ test-oldest: .venv/installed-oldest   ## Run the matrix and the published number
 matrix: .venv/installed-dev   ## Run every family x method x mode and write docs/matrix.md (half an hour)
 	$(BIN)/python tests/matrix.py
 
-properties: .venv/installed-dev   ## Try 5,000 random prompts, schedules and kept sets (12 minutes)
+properties: .venv/installed-dev   ## Try 5,000 random prompts, schedules and kept sets (13 minutes)
 	HYPOTHESIS_PROFILE=long $(BIN)/python -m pytest tests/test_properties.py --hypothesis-show-statistics
 
 lint: .venv/installed-dev   ## Check style and formatting
@@ -39,7 +39,7 @@ types: .venv/installed-dev   ## Check the types
 bench-engine: .venv/installed   ## How close the engine comes to the ideal saving of time
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_engine.py
 
-bench-speed: .venv/installed   ## Prefill, decode and memory of every method beside the ideal (12 minutes)
+bench-speed: .venv/installed   ## Prefill, decode and memory of every method beside the ideal (13 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_speed.py --page docs/speed.md
 
 clean:           ## Remove the environment and everything made

@@ -58,7 +58,7 @@ SHAPES = {  # layers, width, FFN, heads
     "13b": (40, 5120, 13824, 40),
 }
 IMAGES = {576: (1, 336), 2880: (5, 336), 8192: (8, 448)}  # visual tokens -> images, their size
-ROUNDS = {"150m-576-1": 9, "150m-2880-1": 4, "1b-576-1": 3, "150m-576-8": 2, "150m-8192-1": 1}  # the default cells
+ROUNDS = {"150m-576-1": 15, "150m-2880-1": 4, "1b-576-1": 3, "150m-576-8": 2, "150m-8192-1": 1}  # the default cells
 TOKENS = {"150m-576-1": 128, "150m-2880-1": 16}
 
 
@@ -348,7 +348,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cells", default=",".join(ROUNDS), help="model-visual-batch, ...")
     parser.add_argument("--methods", default="fastv,himap,vtw,visipruner", help="also: random, uniform")
-    parser.add_argument("--rounds", type=int, help="of the prefill (default: 1 to 9)")
+    parser.add_argument("--rounds", type=int, help="of the prefill (default: 1 to 15)")
     parser.add_argument("--tokens", type=int, help="decode steps (default: 8 to 128)")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--attention", default="sdpa", help="sdpa, eager, flash_attention_2")
