@@ -39,7 +39,8 @@ def plot(folder: Path) -> None:
     left.set(xlabel="step", ylabel="loss", yscale="log")
     for i, name in enumerate(tasks):
         kept = [r for r in rows if name in r]
-        right.plot([r["step"] for r in kept], [r[name] for r in kept], label=name, linewidth=1, color=f"C{i}")
+        right.plot([r["step"] for r in kept], [r[name] for r in kept], label=name, linewidth=1, color=f"C{i % 10}",
+                   linestyle="--" if i >= 10 else "-")  # fmt: skip
     right.set(xlabel="step", ylabel="right answers", ylim=(0, 1))
     right.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8, frameon=False)
     figure.savefig(folder / "curves.png", dpi=110)
