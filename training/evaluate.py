@@ -24,7 +24,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 import foveate
 from foveate.suite.easy_vqa import easy_vqa
 from foveate.suite.metrics import METRICS, score
-from foveate.suite.questions import ask, plural
+from foveate.suite.questions import TASKS, ask, plural
 from foveate.suite.scenes import COLOURS, SHAPES, SIZE, draw_scene, pictograms
 from foveate.suite.tasks import DRAWN, Sample, draw
 
@@ -38,38 +38,49 @@ def samples_of(limit: int, easy: int, seed: int) -> list[Sample]:
     return asked + (draw(("easy-vqa",), easy, seed) if easy else [])
 
 
+NAMES = {w for n in (*SHAPES, *pictograms(), *COLOURS) for w in (n, plural(n))}
+NAMED = rf"\b(?:{'|'.join(sorted(NAMES, key=len, reverse=True))})\b"
+
+
 def form(question: str) -> str:
     """A question without the names and colours in it, as in: how many _ are there?"""
-    named = sorted((w for n in (*SHAPES, *pictograms(), *COLOURS) for w in (n, plural(n))), key=len, reverse=True)
-    return re.sub(rf"\b(an? )?({'|'.join(named)})\b", "_", question)
+    return re.sub(rf"\b(an? )?{NAMED}", "_", question)
 
 
 class Prior:
     """Answers without looking, from counts over training's questions.
 
-    What was commonest for a question's form; of four options, the one that was right most often when it was offered;
-    on easy-VQA, what was commonest for the question itself.
+    What was commonest for a question's form; for whether a thing is there, what was commonest for that thing (some are
+    drawn more often); of four options, the one that was right most often when it was offered; on easy-VQA, what was
+    commonest for the question itself.
     """
 
     def __init__(self, scenes: int = 5000):
         self.counts: dict[tuple[str, str], Counter] = defaultdict(Counter)
         self.right, self.offered = Counter(), Counter()
         for seed in range(scenes):
-            for q in ask(draw_scene("train", 2 * 10**9 + seed), np.random.default_rng([9, seed])):
-                self.counts[q.task, form(q.question)][q.answers[0]] += 1
+            tasks = (*TASKS, *["existence"] * 9)
+            for q in ask(draw_scene("train", 2 * 10**9 + seed), np.random.default_rng([9, seed]), tasks):
+                self.counts[q.task, self.key(q.task, q.question)][q.answers[0]] += 1
                 if q.task == "choice":
                     self.right[q.answers[1]] += 1
                     self.offered.update(options(q.question).values())
         for shown in easy_vqa("train"):
             for question, reply in shown.questions:
-                self.counts["easy-vqa", question][reply] += 1
+                self.counts["easy-vqa", self.key("easy-vqa", question)][reply] += 1
 
     def __call__(self, task: str, question: str) -> str:
         if task == "choice":
             given = options(question)
             return max(given, key=lambda letter: self.right[given[letter]] / (self.offered[given[letter]] + 1))
-        known = self.counts[task, question if task == "easy-vqa" else form(question)]
+        known = self.counts[task, self.key(task, question)]
         return known.most_common(1)[0][0] if known else ""
+
+    def key(self, task: str, question: str) -> str:
+        """What of a question the prior goes by."""
+        if task == "existence":
+            return " ".join(re.findall(NAMED, question))
+        return question if task == "easy-vqa" else form(question)
 
 
 def options(question: str) -> dict[str, str]:
