@@ -39,7 +39,7 @@ types: .venv/installed-dev   ## Check the types
 bench-engine: .venv/installed   ## How close the engine comes to the ideal saving of time
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_engine.py
 
-bench-speed: .venv/installed   ## Prefill, decode and memory of every method beside the ideal (13 minutes)
+bench-speed: .venv/installed   ## Prefill, decode and memory of every method beside the ideal (a quarter of an hour)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_speed.py --page docs/speed.md
 
 clean:           ## Remove the environment and everything made
