@@ -43,16 +43,24 @@ def test_kinds_that_need_little_pay_for_those_that_need_more():
 def test_no_kind_falls_below_its_least_where_the_budget_allows():
     options = {"a": [option(0.2, 0.2), option(0.4, 0.1)], "b": [option(0.2, 0.3), option(0.5, 0.25)]}
     sizes = {"a": 10, "b": 1}
-    assert allocate(options, sizes, 0.4, {"a": [], "b": rival(0.7)})["a"].cost == 0.4
-    assert allocate(options, sizes, 0.3, {"a": [], "b": rival(0.75)})["b"].cost == 0.5
+    assert allocate(options, sizes, 0.39, {"a": [], "b": rival(0.75)})["b"].cost == 0.5
+    assert allocate(options, sizes, 0.39, {"a": [], "b": []})["b"].cost == 0.2  # a's need is greater
     assert allocate(options, sizes, 0.2, {"a": [], "b": rival(0.75)})["b"].cost == 0.2  # the budget does not allow it
+
+
+def test_a_lead_over_every_rival_comes_before_the_mean():
+    level, ahead, best = option(0.2, 0.2), option(0.3, 0.16), option(0.9, 0.1)
+    options = {"narrow": [level, ahead, best], "wide": [option(0.2, 0.4), option(0.4, 0.1)]}
+    sizes = {"narrow": 10, "wide": 10}
+    assert allocate(options, sizes, 0.3, {"narrow": rival(0.8), "wide": rival(0.2)})["narrow"] is ahead
+    assert allocate(options, sizes, 0.3, {"narrow": [], "wide": []})["narrow"] is level
 
 
 def test_no_task_of_a_kind_pays_for_another_where_the_budget_allows():
     mixed, even, dear = option(0.2, 0.1, x=1.0, y=0.8), option(0.3, 0.15, x=0.9, y=0.9), option(0.9, 0.0, x=1.0, y=1.0)
     rivals = {"a": [option(0.6, 0.2, x=0.8, y=0.85), option(0.5, 0.2, x=0.9, y=0.6)]}
     assert allocate({"a": [mixed, even, dear]}, {"a": 5}, 0.4, rivals)["a"] is even
-    assert allocate({"a": [mixed, even, dear]}, {"a": 5}, 0.25, rivals)["a"] is mixed  # as a whole it is ahead
+    assert allocate({"a": [mixed, even, dear]}, {"a": 5}, 0.25, rivals)["a"] is mixed  # nothing better is affordable
     assert allocate({"a": [mixed, even, dear]}, {"a": 5}, 0.4, {"a": [option(0.6, 0.1, x=0.95, y=0.5)]})["a"] is mixed
 
 

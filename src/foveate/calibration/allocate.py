@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from foveate.calibration.search import Candidate
 
 STEPS = 50  # of the search for the price
+LEADS = (*(points / 100 for points in range(10, -11, -1)), -math.inf)  # of agreement
 
 
 def allocate(
@@ -21,8 +22,8 @@ def allocate(
     Args:
         options: per kind what can be chosen, with cost and loss on that kind's samples.
         sizes: samples of each kind: the mix that the mean is taken over.
-        rivals: per kind what no choice should be less faithful than: on any task, if the budget allows that for all
-            kinds, else on the kind as a whole, else not at all.
+        rivals: per kind what every choice should be more faithful than, on each task and by the largest of `LEADS`
+            that the budget allows for all kinds.
 
     Raises:
         ValueError: even the cheapest options cost more than the target.
@@ -35,11 +36,11 @@ def allocate(
     def cheapest(found: Mapping[str, Sequence[Candidate]]) -> dict[str, Candidate]:
         return {kind: min(few, key=lambda c: (c.cost, c.loss)) for kind, few in found.items()}
 
-    def level(beaten: Callable[[Candidate, Candidate], bool]) -> dict[str, list[Candidate]]:
-        return {kind: [c for c in few if all(beaten(c, r) for r in rivals[kind])] for kind, few in options.items()}
+    def ahead(lead: float) -> dict[str, list[Candidate]]:
+        return {k: [c for c in few if all(leads(c, r, lead) for r in rivals[k])] for k, few in options.items()}
 
     usable: Mapping[str, Sequence[Candidate]] = options
-    for found in (level(on_every_task), level(lambda c, rival: c.agreement >= rival.agreement)):
+    for found in map(ahead, LEADS):
         if all(found.values()) and cost(cheapest(found)) <= target:
             usable = found
             break
@@ -57,9 +58,13 @@ def allocate(
     return topped_up(best, usable, sizes, target * total)
 
 
-def on_every_task(one: Candidate, rival: Candidate) -> bool:
-    """Whether one is at least as faithful as its rival on every task."""
-    return all(one.by_task[task] >= agreement for task, agreement in rival.by_task.items())
+def leads(one: Candidate, rival: Candidate, lead: float) -> bool:
+    """Whether one is ahead of its rival by so much agreement on every task, or changes nothing.
+
+    On the few samples of a search, what is level may well be behind on others; a lead is what outlasts them. A lead of
+    minus infinity is had by all.
+    """
+    return all(one.by_task[task] >= min(1.0, agreement + lead) for task, agreement in rival.by_task.items())
 
 
 def cheapest_at(price: float, options: Sequence[Candidate]) -> Candidate:
