@@ -14,9 +14,11 @@ from transformers import StaticCache
 import checkpoints
 import foveate
 import tiny
+import tiny_families
 from contracts import ATOL, FEW, METHODS, check_row, generate, reference
 from foveate.methods.base import highest
 from foveate.pruning.tap import Attention
+from reference.flash import flash
 
 few_methods = pytest.mark.parametrize("method", FEW)
 every_method = pytest.mark.parametrize("method", METHODS)
@@ -315,6 +317,12 @@ def test_flex_attention_is_refused_at_once_where_it_would_be_read(method):
     with pytest.raises(NotImplementedError, match="attn_implementation='sdpa'"):
         foveate.prune(model, SMALL[method])
     foveate.prune(model, foveate.VTW(layer=1)).remove()
+
+
+def test_flash_attention_is_refused_where_queries_are_scaled_by_position():
+    model = tiny_families.model("ministral3", "sdpa")
+    with flash(model), pytest.raises(NotImplementedError, match=r"packed sequences.*attn_implementation='sdpa'"):
+        foveate.prune(model, foveate.VTW(layer=1))
 
 
 def test_the_shallow_stage_is_refused_for_a_prompt_that_is_read_in_both_directions():

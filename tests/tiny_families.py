@@ -147,6 +147,16 @@ def mistral3():
     return T.Mistral3Config(text_config=text, vision_config=pixtral, image_token_id=IMAGE, vision_feature_layer=-1)
 
 
+def ministral3():
+    """Queries are scaled by position: here from the tenth token on, in steps."""
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "llama_4_scaling_beta": 0.5}
+    text = T.Ministral3Config(
+        **TEXT, head_dim=32, rope_parameters=rope | {"original_max_position_embeddings": 10}
+    ).to_dict()
+    pixtral = T.PixtralVisionConfig(**TOWER, image_size=112).to_dict()
+    return T.Mistral3Config(text_config=text, vision_config=pixtral, image_token_id=IMAGE, vision_feature_layer=-1)
+
+
 def internvl():
     tower = TOWER | {"image_size": [112, 112], "patch_size": [14, 14]}
     return T.InternVLConfig(
@@ -359,6 +369,7 @@ FAMILIES = {
     "llava-siglip": Family(llava_siglip, square(56, 16)),
     "llava-pixtral": Family(llava_pixtral, pixtral(28, 112, 8, 8), wide=pixtral(84, 56, 4, 4, 4, 4, 4, 4)),
     "vipllava": Family(vipllava, square(56, 16)),
+    "ministral3": Family(ministral3, pixtral(56, 112, 4, 4), wide=pixtral(112, 84, 3, 3, 3, 3)),
     "qwen3-vl-moe": Family(qwen3_vl_moe, grid(2, 4), wide=grid(4, 5), video=film(2, 2, 4, apart=True)),
 }
 LAYERS = 5

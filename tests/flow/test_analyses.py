@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+import foveate
 import tiny
+import tiny_families
 from foveate import flow
 from foveate.pruning.layout import GROUPS
 from reference import analyses as slow
@@ -123,6 +125,17 @@ def test_hiding_the_picture_from_a_layer_on_is_withdrawing_it_there(family):
     hidden, gone = flow.windows(model, [batch], sweeps=("last",)), flow.withdrawal(model, [batch])
     for measure in ("kl", "same", "jaccard"):
         expect(hidden[f"last_{measure}"], gone[measure], atol=2e-5)
+
+
+@torch.no_grad()
+def test_queries_that_are_scaled_by_position_keep_their_own():
+    model, inputs = tiny_families.model("ministral3", "sdpa"), tiny_families.batch("ministral3", tiny_families.Row())
+    found = flow.withdrawal(model, [flow.Batch(inputs, ANSWERS[:1], ["task"])])
+    dense = model(**inputs).logits[0, -1].log_softmax(-1)
+    for layer in range(1, tiny_families.LAYERS):
+        with foveate.prune(model, foveate.VTW(layer)):
+            gone = model(**inputs).logits[0, -1].log_softmax(-1)
+        expect(found["kl"][0, layer], (gone.exp() * (gone - dense)).sum(), atol=1e-5)
 
 
 def test_merging_is_that_of_each_row_alone(case):

@@ -172,15 +172,19 @@ class Recording:
             values: what to make of the value vectors (B, H_kv, before + M, d) before they are read.
         """
         module, given = self.decoder.layers[layer], self.given[layer]
-        rope = []
-        for x in given["position_embeddings"]:
-            x = x if x.shape[0] in (1, len(columns)) else x.repeat(len(columns) // x.shape[0], 1, 1)
-            rope.append(take(x, columns, -2))
+
+        def there(x: Tensor, dim: int) -> Tensor:
+            rows = 1 if x.shape[0] in (1, len(columns)) else len(columns) // x.shape[0]
+            return take(x.repeat(rows, *[1] * (x.ndim - 1)), columns, dim)
+
+        rope = tuple(there(x, -2) for x in given["position_embeddings"])
+        scaled = families.scales_by_position(self.decoder.config)
+        positions = there(given["position_ids"], -1) if scaled else None
         with obedient(self.model, module.self_attn):
             mask = visible
             if module.self_attn.config._attn_implementation == "eager":
                 mask = torch.zeros_like(mask, dtype=hidden.dtype).masked_fill(~mask, torch.finfo(hidden.dtype).min)
-            changed: dict[str, Any] = {"attention_mask": mask, "position_embeddings": tuple(rope), "position_ids": None}
+            changed: dict[str, Any] = {"attention_mask": mask, "position_embeddings": rope, "position_ids": positions}
             if before or values:
                 key, value = self.seen[layer]
                 changed["past_key_values"] = Before(key[:, :, :before], value[:, :, :before], values)

@@ -46,6 +46,7 @@ class Pruned:
         self.config = decoder.config
         self.kinds = families.layer_kinds(self.config)
         self.ids = families.visual_ids(model.config)
+        self.scaled = families.scales_by_position(self.config)
         if not self.ids and visual is None:
             raise ValueError(
                 f"{type(model).__name__} has no token id for images in its config: "
@@ -263,8 +264,11 @@ class Pruned:
                 mask = self._later_mask(forward, stage, layer, hidden, cache)
             forward.shared[kind] = mask, rope
         mask, rope = forward.shared[kind]
-        # position_ids: only flash attention reads them, and would take their gaps for packed sequences
-        positions = None if reading else kwargs.get("position_ids")
+        positions = kwargs.get("position_ids")
+        if reading and not self.scaled:
+            positions = None  # only flash attention reads them, and would take their gaps for packed sequences
+        elif reading and positions is not None:
+            positions = take(positions, forward.columns(stage)[0], -1)
         fitting = kwargs | {"attention_mask": mask, "position_embeddings": rope, "position_ids": positions}
         if forward.last_alone and layer == len(self.kinds) - 1 and hidden.shape[1] > 1:
             hidden, fitting = leave_keys(self._tap, module, hidden, fitting)

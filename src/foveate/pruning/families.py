@@ -85,6 +85,21 @@ def check_attention(config: PretrainedConfig, edits: bool) -> None:
         )
 
 
+def scales_by_position(config: PretrainedConfig) -> bool:
+    """Whether layers scale their queries by position (Ministral 3), and so need the survivors' own beside the rope.
+
+    Raises:
+        NotImplementedError: their flash attention would take the gaps between survivors for packed sequences.
+    """
+    scaled = "llama_4_scaling_beta" in (getattr(config, "rope_parameters", None) or {})
+    if scaled and "flash" in str(config._attn_implementation):
+        raise NotImplementedError(
+            "this model scales its queries by position, and flash attention takes positions with gaps for packed "
+            "sequences: load the model with attn_implementation='sdpa'"
+        )
+    return scaled
+
+
 def check_prompt(config: PretrainedConfig, length: int) -> None:
     """Refuse a prompt that a sliding window would cut: the window would count survivors instead of positions.
 

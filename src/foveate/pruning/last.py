@@ -39,10 +39,16 @@ def leave_keys(tap: Tap, layer: nn.Module, hidden: Tensor, kwargs: dict[str, Any
     Returns:
         the last token (B, 1, D) and its arguments, to run as one that follows the others; its mask is still to be made.
     """
-    cache, rope = kwargs.get("past_key_values"), kwargs["position_embeddings"]
+    cache = kwargs.get("past_key_values")
     common = kwargs | {"past_key_values": DynamicCache() if cache is None else cache, "attention_mask": None}
-    tap.fill(layer, hidden[:, :-1], common | {"position_embeddings": tuple(x[..., :-1, :] for x in rope)})
-    return hidden[:, -1:], common | {"position_embeddings": tuple(x[..., -1:, :] for x in rope)}
+    rope, positions = kwargs["position_embeddings"], kwargs.get("position_ids")
+
+    def of(part: slice) -> dict[str, Any]:
+        places = None if positions is None else positions[..., part]
+        return common | {"position_embeddings": tuple(x[..., part, :] for x in rope), "position_ids": places}
+
+    tap.fill(layer, hidden[:, :-1], of(slice(-1)))
+    return hidden[:, -1:], of(slice(-1, None))
 
 
 def holds_exactly(cache: Cache | None) -> bool:
