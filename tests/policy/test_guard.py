@@ -121,6 +121,23 @@ def test_what_a_guard_cannot_do_it_says():
     assert not any(layer._forward_pre_hooks for layer in model.base_model.language_model.layers)
 
 
+@torch.no_grad()
+def test_a_prompt_that_an_error_has_ended_is_not_taken_for_the_next():
+    model, (row,) = tiny.model("llava-gqa", "sdpa"), tiny.forms("llava-gqa")["one"]
+    texts = tiny.batch(*tiny.forms("llava-gqa")["text only"])
+    dense = model(**texts).logits[:, -1]
+
+    def stop(*args):
+        raise RuntimeError("from the test")
+
+    with Guarded(model, METHODS["fastv"], guard(1e6)):
+        hook = model.get_decoder().layers[-1].mlp.register_forward_pre_hook(stop)
+        with pytest.raises(RuntimeError, match="from the test"):
+            model(**tiny.batch(row), use_cache=True)
+        hook.remove()
+        assert model(**texts).logits[:, -1].equal(dense)
+
+
 def test_nothing_is_left_behind():
     model, rows = tiny.model("llava-gqa", "sdpa"), tiny.forms("llava-gqa")["equal"]
     before, _, _ = run(model, Pruned(model, Dense()), *rows)

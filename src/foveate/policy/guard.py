@@ -114,6 +114,10 @@ class Guarded(Pruned):
         none = [] if self.trace is None else [False] * len(self.trace.prompt)
         return getattr(self.trace, "again", none)
 
+    def _on_decoder(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        self._notes.noted = None  # of a prompt that an error has ended
+        super()._on_decoder(module, args, kwargs)
+
     def _noter(self, layer: int) -> Any:
         def note(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
             forward = self._runs.current.forward
