@@ -6,6 +6,7 @@ Loads, runs and writes; the curves are `foveate.flow`'s, the page is `foveate.re
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from foveate import flow
+from foveate.bench import fingerprint
 from foveate.explorer import explore, prompt_size
 from foveate.files import write
 from foveate.flow.claims import claims
@@ -50,6 +52,8 @@ DRAWS = 1000
 def samples_of(data: str, tasks: Sequence[str], limit: int, seed: int) -> list[Sample]:
     """`limit` questions of each task: of the embedded suite, each task on scenes of its own, or of a user's folder."""
     if data != "suite":
+        if tasks:
+            raise ValueError("--tasks are those of the suite, and of a folder all are asked: leave --tasks out")
         place = Path(data).expanduser()
         if not place.is_dir():
             raise ValueError(f'there is no folder "{data}"; --data is suite or a folder with a JSONL file')
@@ -88,8 +92,9 @@ def profile(
         for _, group in groupby(samples, key=lambda sample: sample.task)
         for start, chunk in chunks(list(group), batch)
     ]
-    check_plan(place, {"model": name, "config": model.config.to_dict(), "names": [s.name for s in samples],
-                       "questions": [s.question for s in samples], "batch": batch, "deep": deep})  # fmt: skip
+    asked = [(sample.name, sample.question, sample.answers) for sample in samples]
+    check_plan(place, {"model": name, "weights": fingerprint(model), "config": model.config.to_dict(),
+                       "asked": asked, "batch": batch, "deep": deep})  # fmt: skip
     parts: dict[str, list[Result]] = {}
     measured = samples[:: len(samples) // 20 + 1]
     shown = [sample for _, group in groupby(samples, key=lambda s: s.task) for sample in list(group)[:SHOWN]]
@@ -110,7 +115,7 @@ def profile(
     prompt, visual = np.mean(sizes, axis=0).tolist()
     settings = {
         "seed": seed,
-        "deep": deep,
+        "deep": max(Counter(results["knockout"].tasks).values()),  # whole batches, and no more than there are
         "draws": DRAWS,
         "eta": ETA,
         "width": results["windows"].settings["width"],

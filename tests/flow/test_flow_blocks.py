@@ -79,6 +79,17 @@ def test_knockout_of_layers_that_are_not_there_is_refused():
         flow.knockout(tiny.model("qwen", "sdpa"), [batch_of("qwen", "one")], layers=[[8]])
 
 
+def test_unknown_edges_and_no_samples_are_refused_with_a_remedy():
+    model, batch = tiny.model("qwen", "sdpa"), batch_of("qwen", "one")
+    with pytest.raises(ValueError, match="no kind visual: choose among visual-textual"):
+        flow.knockout(model, [batch], kinds=["visual"])
+    with pytest.raises(ValueError, match="saliency needs samples"):
+        flow.saliency(model, [])
+    alone = flow.knockout(model, [batch], kinds=["visual-textual"], layers=[[0]])
+    with pytest.raises(ValueError, match="needs intra-visual too"):
+        alone.mean(flow.bias_ratio(alone))
+
+
 def test_a_model_in_training_mode_is_refused():
     model = copy.deepcopy(tiny.model("qwen", "sdpa")).train()
     with pytest.raises(ValueError, match=r"model\.eval\(\)"):

@@ -72,6 +72,10 @@ class Browser:
         """The value that a piece of JavaScript returns."""
         return self.call("POST", f"{self.session}/execute/sync", {"script": script, "args": []})
 
+    def devtools(self, command: str, **given: Any) -> Any:
+        """A command of the DevTools protocol."""
+        return self.call("POST", f"{self.session}/goog/cdp/execute", {"cmd": command, "params": given})
+
     def type(self, selector: str, keys: str) -> None:
         """Press keys on an element, as a user would."""
         found = self.call("POST", f"{self.session}/element", {"using": "css selector", "value": selector})

@@ -1,5 +1,6 @@
 """`foveate profile` on a tiny checkpoint: what it writes, that it goes on after a stop, and its page in a browser."""
 
+import copy
 import html.parser
 import json
 import re
@@ -16,6 +17,7 @@ from foveate.flow.claims import CONFIRMED, OPEN, REFUTED, Claim
 from foveate.flow.result import Result
 from foveate.flow.stages import first, from_here_on, stages
 from foveate.report.charts import Chart, Line, linear_ticks, log_ticks
+from foveate.report.page import stage_bar
 from foveate.suite.tasks import Sample
 from report.browser import ARROW_RIGHT, TAB, Browser, missing
 
@@ -61,6 +63,7 @@ def test_a_profile_holds_every_analysis_its_stages_and_claims(made):
     assert len(profile["stages"]) == 4 and len(profile["claims"]) == 13
     whole = Result.load(place / "withdrawal.npz")
     assert len(whole) == 10 and len(Result.load(place / "knockout.npz")) == 6  # a first batch of 3 for each task
+    assert profile["settings"]["deep"] == 3 and "use up to 3 questions" in (place / "page.html").read_text()
     np.testing.assert_allclose(profile["curves"]["withdrawal"]["kl"]["mean"], whole.mean("kl"))
     curve = profile["curves"]["knockout"]["kl"]["lines"]["intra-visual"]
     assert len(curve["mean"]) == len(curve["low"]) == len(curve["high"]) == checkpoints.LAYERS
@@ -86,6 +89,18 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(loaded, made, tmp_path, mon
     assert again["curves"] == made[1]["curves"]
     with pytest.raises(ValueError, match="choose another"):
         job.profile(*loaded, "tiny <model>", questions(), tmp_path, batch=3, deep=1)
+
+
+def test_a_model_with_other_weights_does_not_go_on_with_the_steps_of_this_one(loaded, made):
+    model, processor = copy.deepcopy(loaded[0]), loaded[1]
+    next(model.parameters()).data.add_(1)
+    with pytest.raises(ValueError, match="another model"):
+        job.profile(model, processor, "tiny <model>", questions(), made[0], batch=3, deep=2)
+
+
+def test_tasks_of_the_suite_are_not_looked_for_in_a_folder(tmp_path):
+    with pytest.raises(ValueError, match="leave --tasks out"):
+        job.samples_of(str(tmp_path), ["colour"], 1, 0)
 
 
 def test_the_page_needs_nothing_but_itself(made):
@@ -155,6 +170,32 @@ def test_the_page_follows_the_colour_scheme(browser, made):
     assert brightness < 60 if dark else brightness > 200
     wide = browser.run("return document.documentElement.scrollWidth <= window.innerWidth")
     assert wide
+
+
+def test_printed_the_page_is_white_and_says_what_is_shown(browser, made):
+    browser.open((made[0] / "page.html").as_uri())
+    browser.run("document.querySelector('[name=method][value=vtw]').click()")
+    browser.devtools("Emulation.setEmulatedMedia", media="print")
+    assert browser.run("return getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    shown = browser.run("return [...document.querySelectorAll('.choice label')].filter(l => l.checkVisibility())"
+                        ".map(l => l.textContent.trim())")  # fmt: skip
+    assert shown == ["attention", "vtw"]
+    browser.devtools("Emulation.setEmulatedMedia", media="")
+
+
+def test_on_a_narrow_screen_nothing_runs_out_of_the_page(browser, made):
+    browser.open((made[0] / "page.html").as_uri())
+    browser.devtools("Emulation.setDeviceMetricsOverride", width=390, height=844, deviceScaleFactor=1, mobile=True)
+    assert browser.run("return document.documentElement.scrollWidth") == 390
+    browser.devtools("Emulation.clearDeviceMetricsOverride")
+
+
+def test_the_words_of_a_stage_stand_where_there_is_room():
+    def sides(low: int, layer: int, high: int) -> bool:
+        names = ("fusion begins", "fusion ends", "vision can go")
+        return 'class="left"' in stage_bar([{"name": n, "low": low, "layer": layer, "high": high} for n in names], 12)
+
+    assert [sides(0, 0, 0), sides(5, 7, 9), sides(2, 3, 4), sides(12, 12, 12)] == [False, True, False, True]
 
 
 def test_a_claim_is_decided_by_the_whole_of_its_interval():

@@ -80,7 +80,11 @@ def knockout(
     where = [[layer] for layer in range(depth)] if layers is None else [sorted(some) for some in layers]
     if any(not 0 <= layer < depth for some in where for layer in some):
         raise ValueError(f"the decoder has layers 0 to {depth - 1}, not all of {where}")
-    edges = dict(kinds) if isinstance(kinds, Mapping) else {name: KINDS[name] for name in kinds}
+    if not isinstance(kinds, Mapping):
+        if unknown := [name for name in kinds if name not in KINDS]:
+            raise ValueError(f"there is no kind {', '.join(unknown)}: choose among {', '.join(KINDS)}, or give Edges")
+        kinds = {name: KINDS[name] for name in kinds}
+    edges = dict(kinds)
 
     @torch.no_grad()
     def of_batch(batch: Batch) -> dict[str, Any]:
@@ -102,7 +106,12 @@ def bias_ratio(result: Result, measure: str = "jaccard") -> Any:
 
     Above zero, the prediction depends more on what visual tokens read from each other than on what text reads from
     them. Give it to `result.mean` or `result.interval`; measure is "same" or "jaccard".
+
+    Raises:
+        ValueError: the result lacks one of the two kinds.
     """
+    if missing := {"visual-textual", "intra-visual"} - set(result.labels["kind"]):
+        raise ValueError(f"the bias ratio needs {', '.join(sorted(missing))} too: run knockout with both kinds")
     vt, vv = (result.labels["kind"].index(kind) for kind in ("visual-textual", "intra-visual"))
 
     def statistic(mean: Means) -> np.ndarray:

@@ -151,6 +151,9 @@ def collect(
     """The result of an analysis that finds, batch by batch, the values named in `axes`.
 
     A value is a tensor (B, *axes), or a list of such tensors (or of lists) along the axis after the batch.
+
+    Raises:
+        ValueError: there are no samples.
     """
     tasks: list[str] = []
     columns: dict[str, list[np.ndarray]] = {key: [] for key in axes}
@@ -159,6 +162,8 @@ def collect(
         values = of_batch(batch)
         for key in axes:
             columns[key].append(as_array(values[key]))
+    if not tasks:
+        raise ValueError(f"{name} needs samples: give a list of batches, and a fresh one if it was an iterator")
     values = {key: np.concatenate(arrays) for key, arrays in columns.items()}
     named = {axis: list(entries) for axis, entries in labels.items()}
     return Result(name, values, dict(axes), named, tasks, json.loads(json.dumps(dict(settings or {}))))

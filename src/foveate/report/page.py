@@ -45,7 +45,7 @@ def page(profile: Mapping[str, Any], explorer: Sequence[Mapping[str, Any]]) -> s
 def made(settings: Mapping[str, Any]) -> str:
     """How the figures were made."""
     return (
-        f"Costly analyses (knockout, merging, single-layer skips) use {settings['deep']} questions of each task. "
+        f"Costly analyses (knockout, merging, single-layer skips) use up to {settings['deep']} questions of each task. "
         f"Intervals are percentiles of {settings['draws']} bootstrap resamples of the questions. What is predicted is "
         f"the first token of the answer. KL is in nats, KL(changed || unchanged). Layers count from 0. "
         f"Seed {settings['seed']}; foveate {settings['foveate']}, transformers {settings['transformers']}, "
@@ -64,9 +64,15 @@ def stage_bar(stages: Sequence[Mapping[str, Any]], depth: int) -> str:
         return "shallow" if layer < begin else "middle" if layer < end else "deep"
 
     cells = "".join(f'<div class="cell {kind(layer)}" title="layer {layer}">{layer}</div>' for layer in range(depth))
+
+    def side(stage: Mapping[str, Any]) -> str:
+        """Where the words stand beside the mark: where there is more room."""
+        before, behind = min(stage["low"], stage["layer"]), depth - max(stage["high"], stage["layer"])
+        return "left" if before > behind else ""
+
     marks = "".join(
         f'<div class="stage" style="--at:{stage["layer"]};--low:{stage["low"]};--high:{stage["high"]}">'
-        f'<i class="span"></i><i class="pin"></i><b class="{"left" if stage["layer"] > depth * 0.6 else ""}">'
+        f'<i class="span"></i><i class="pin"></i><b class="{side(stage)}">'
         f"{escape(stage['name'])} <small>{place(stage, depth)}</small></b></div>"
         for stage in stages
     )
