@@ -9,8 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers.models.pixtral.image_processing_pil_pixtral import get_resize_output_image_size
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+from typer.testing import CliRunner
 
 from foveate import cost
+from foveate.cli import app
 from foveate.cost.images import patch_grids
 
 
@@ -104,6 +106,13 @@ def test_a_missing_size_and_a_text_config_are_refused():
         cost.visual_tokens(llava_next())
     with pytest.raises(ValueError, match="composite"):
         cost.visual_tokens(llava().text_config)
+
+
+def test_the_command_names_its_own_options_for_what_a_config_does_not_tell(tmp_path):
+    FAMILIES["qwen2.5-vl"][0]().save_pretrained(tmp_path)
+    told = CliRunner().invoke(app, ["cost", str(tmp_path), "--method", "uniform"])
+    assert told.exit_code == 2 and "--image-size HEIGHTxWIDTH, or --visual" in told.stderr
+    assert CliRunner().invoke(app, ["cost", str(tmp_path), "--method", "uniform", "--visual", "30"]).exit_code == 0
 
 
 def test_images_are_read_off_the_inputs_of_a_forward():

@@ -39,7 +39,11 @@ def cost(
         check_layers(chosen, config.get_text_config().num_hidden_layers)
         if system > text:
             raise ValueError(f"--system {system} is more than --text {text}, which includes it")
-        tokens, images = estimate.count_visual(config, visual, parse_size(image_size))
+        size = parse_size(image_size)
+        try:
+            tokens, images = estimate.count_visual(config, visual, size)
+        except (ValueError, NotImplementedError) as error:
+            raise ValueError(f"{error} (--image-size HEIGHTxWIDTH, or --visual TOKENS)") from None
         comparison = estimate.estimate(
             config, chosen, visual=tokens, text=text, system=system, images=images, new_tokens=decode + 1, dtype=dtype
         )
