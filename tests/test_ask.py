@@ -9,6 +9,8 @@ from transformers import BatchFeature
 
 import tiny
 from foveate import FastV, ask, show
+from foveate.methods import Method
+from foveate.policy import Entry, Guard, Model, Policy
 
 
 class Decoder:
@@ -18,13 +20,13 @@ class Decoder:
         return " ".join(str(int(token)) for token in ids)
 
 
-def asked(family: str) -> tuple[ask.Result, BatchFeature]:
+def asked(family: str, method: Method | Policy) -> tuple[ask.Result, BatchFeature]:
     inputs = BatchFeature(dict(tiny.batch(*tiny.forms(family)["one"])))
-    return ask.ask(tiny.model(family, "sdpa"), Decoder(), inputs, FastV(keep=5), new_tokens=4, runs=1), inputs
+    return ask.ask(tiny.model(family, "sdpa"), Decoder(), inputs, method, new_tokens=4, runs=1), inputs
 
 
 def test_the_grid_of_a_wide_picture_comes_from_the_processor():
-    result, inputs = asked("qwen")
+    result, inputs = asked("qwen", FastV(keep=5))
     grid = ask.grid(tiny.model("qwen", "sdpa"), inputs, result.visual)
     assert grid == (4, 6)
     sheet = show.draw(Image.new("RGB", (60, 40), "white"), grid, result, FastV(keep=5), "?")
@@ -32,11 +34,23 @@ def test_the_grid_of_a_wide_picture_comes_from_the_processor():
 
 
 def test_every_figure_is_there_on_a_model_without_a_square_grid():
-    result, _ = asked("qwen")
+    result, _ = asked("qwen", FastV(keep=5))
     assert [(layer, kept.sum(), len(kept)) for layer, kept in result.stages] == [(2, 5, 24)]
     assert result.dense.flops and result.pruned.flops and result.pruned.flops < result.dense.flops
     assert result.pruned.cache_bytes < result.dense.cache_bytes
     assert len(result.dense.answer.split()) == len(result.pruned.answer.split()) == 4
+
+
+@pytest.mark.parametrize(("threshold", "again"), [(1e6, True), (-1e6, False)])
+def test_the_guard_of_a_policy_is_in_force(threshold, again):
+    guard = Guard("margin", threshold, alpha=0.05, confidence=0.95, samples=100, rerun=0.5)
+    policy = Policy(Model.of(tiny.model("qwen", "sdpa")), {"default": Entry(FastV(keep=0), guard=guard)})
+    result, _ = asked("qwen", policy)
+    plain, _ = asked("qwen", FastV(keep=0))
+    assert result.again is again and plain.again is None
+    assert plain.dense.answer != plain.pruned.answer
+    assert result.pruned.answer == (plain.dense if again else plain.pruned).answer
+    assert (result.pruned.flops > result.dense.flops) is again
 
 
 def test_several_pictures_form_no_one_grid():

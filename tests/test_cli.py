@@ -143,6 +143,7 @@ def test_runs_repeat_themselves(llava, picture):
         (["--model", "./missing"], "no model folder"),
         (["--dtype", "float8"], "float32, bfloat16, float16"),
         (["--device", "nowhere"], "no device"),
+        (["--device", "meta"], "no device"),
         (["--attn", "quick"], "quick"),
         (["--overlay", "overlay.docx"], "overlay.docx"),
     ],
@@ -150,6 +151,10 @@ def test_runs_repeat_themselves(llava, picture):
 def test_what_is_wrong_is_told_in_one_line(words, message, llava, picture):
     model = [] if "--model" in words else ["--model", llava]
     assert re.search(message, refused("ask", picture, "is there", *QUICK[:4], *model, *words))
+
+
+def test_a_question_that_is_no_text_is_told_in_one_line(llava, picture):
+    assert "write it in UTF-8" in refused("ask", picture, "is \udcff there", "--model", llava, *QUICK)
 
 
 def test_an_unreadable_picture_is_told_in_one_line(llava, tmp_path):

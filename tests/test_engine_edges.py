@@ -355,6 +355,12 @@ BAD = {
     "keep no number": (lambda: foveate.Random(keep=float("nan")), "keep=nan: give the fraction"),
     "second keep": (lambda: foveate.HiMAP(layer1=1, layer2=2, keep2=True), "keep2=True: give the fraction"),
     "layer as text": (lambda: foveate.FastV(layer="2"), "layer.*'2' is no whole number"),
+    "layer as a switch": (lambda: foveate.VTW(layer=True), "layer.*True is no whole number"),
+    "seed as text": (lambda: foveate.Random(seed="a"), "seed='a': give a whole number"),
+    "seed beyond the generator's": (
+        lambda: foveate.Random(seed=2**70),
+        "seed=1180591620717411303424: give a whole number",
+    ),
     "layer as a fraction": (lambda: foveate.VTW(layer=2.5), "layer.*2.5 is no whole number"),
     "first layer as text": (lambda: foveate.HiMAP(layer1="2", layer2=5), "layer1='2'.*whole number"),
     "second layer as text": (lambda: foveate.HiMAP(layer1=2, layer2="5"), "layer2='5'.*whole number"),
@@ -383,3 +389,10 @@ def test_an_argument_that_means_nothing_is_one_error_with_a_remedy(field):
 def test_a_visual_mask_of_another_form_is_refused_at_once(visual):
     with pytest.raises(ValueError, match="bool tensor"):
         foveate.prune(tiny.text_model("sdpa"), METHODS["fastv"], visual=visual)
+
+
+@pytest.mark.parametrize("visual", ([[True]], torch.ones(5, dtype=torch.bool), torch.arange(5)[None], torch.rand(1, 5)))
+def test_what_is_no_mask_of_visual_tokens_is_refused_at_once(visual):
+    """Positions, or scores, would be read as true wherever they are not zero."""
+    with pytest.raises(ValueError, match=r"\(batch, tokens\) bool tensor"):
+        foveate.prune(llava(), METHODS["vtw"], visual=visual)

@@ -20,6 +20,8 @@ from foveate import cost
 from foveate.estimate import published
 from foveate.measure import cache_bytes, generate, time_one
 from foveate.methods import Method
+from foveate.policy import Policy
+from foveate.policy.guard import Guarded
 from foveate.pruning.families import grids
 from foveate.pruning.trace import Trace
 
@@ -44,6 +46,7 @@ class Result:
     dense: Side
     pruned: Side
     visual: int  # visual tokens in the prompt
+    again: bool | None  # whether a guard let the prompt run again without pruning; None without a guard
     stages: list[tuple[int, np.ndarray]]  # (layer, which visual tokens live from there on: (visual,) bool)
 
 
@@ -117,7 +120,7 @@ def find_device(name: str) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(1, device=name)
+        torch.zeros(1, device=name).item()  # the device meta has tensors, and no numbers
     except (RuntimeError, AssertionError, NotImplementedError):
         raise ValueError(f'there is no device "{name}" here') from None
     return name
@@ -160,7 +163,14 @@ def in_rgb(picture: Image.Image) -> Image.Image:
 
 
 def prepare(processor: Any, picture: Image.Image, question: str) -> Any:
-    """The model's inputs for one picture and one question, by the processor's chat template if it has one."""
+    """The model's inputs for one picture and one question, by the processor's chat template if it has one.
+
+    Raises ValueError for a question that is no text, as bytes from a shell may not be.
+    """
+    try:
+        question.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"the question {question!r} is no text: write it in UTF-8") from None
     if getattr(processor, "chat_template", None) is None:
         text = f"USER: {getattr(processor, 'image_token', '<image>')}\n{question} ASSISTANT:"
         return processor(images=picture, text=text, return_tensors="pt")
@@ -197,16 +207,20 @@ def grid(model: Any, inputs: Any, visual: int) -> tuple[int, int]:
     return found[0]
 
 
-def ask(model: Any, processor: Any, inputs: Any, method: Method, new_tokens: int = 32, runs: int = 5) -> Result:
+def ask(
+    model: Any, processor: Any, inputs: Any, method: Method | Policy, new_tokens: int = 32, runs: int = 5
+) -> Result:
     """Answer dense and pruned, greedily, and measure both.
 
-    inputs: of one prompt, from `prepare`. The times are of `runs` interleaved pairs of dense and pruned runs with
-    `TIMED_TOKENS` new tokens each. Raises ValueError for a prompt without visual tokens, and what `prune` raises.
+    inputs: of one prompt, from `prepare`. method: or a policy, whose guard is then in force. The times are of `runs`
+    interleaved pairs of dense and pruned runs with `TIMED_TOKENS` new tokens each.
+    Raises ValueError for a prompt without visual tokens, and what `prune` raises.
     """
     inputs = inputs.to(model.device, dtype=model.dtype)
+    chosen = method.entry.method if isinstance(method, Policy) else method
     with foveate.prune(model, method) as pruned:
         pruned_answer, pruned_bytes = answer(model, processor, inputs, new_tokens), cache_bytes(model, inputs)
-        trace = pruned.trace
+        trace, again = pruned.trace, any(pruned.again) if isinstance(pruned, Guarded) else None
     dense_answer, dense_bytes = answer(model, processor, inputs, new_tokens), cache_bytes(model, inputs)
     if trace is None or len(trace.visual[0]) == 0:
         raise ValueError("the prompt has no visual tokens: the processor put no image token into it")
@@ -219,7 +233,7 @@ def ask(model: Any, processor: Any, inputs: Any, method: Method, new_tokens: int
 
     visual, prompt = trace.visual[0], trace.prompt[0]
     dense_flops, pruned_flops = exact_flops(model.config, trace, inputs)
-    dense_published, pruned_published = published_flops(model.config, trace, method)
+    dense_published, pruned_published = published_flops(model.config, trace, chosen)
     return Result(
         dense=Side(
             answer=dense_answer,
@@ -240,6 +254,7 @@ def ask(model: Any, processor: Any, inputs: Any, method: Method, new_tokens: int
             each=[each for _, each in pruned_times],
         ),
         visual=len(visual),
+        again=again,
         stages=[(stage.layer, torch.isin(visual, stage.kept[0]).cpu().numpy()) for stage in trace.stages],
     )
 

@@ -57,7 +57,11 @@ def speed(what: str, dense: Sequence[float], pruned: Sequence[float]) -> Sequenc
 
 def ask_notes(result: Result, method: Method, setting: Setting) -> list[str]:
     """How the figures were made."""
+    guard = (
+        "the guard let the prompt run again without pruning" if result.again else "the guard trusted the pruned answer"
+    )
     return [
+        *([] if result.again is None else [guard]),
         "exact: the whole prompt, vision tower and scoring included, two FLOPs a multiply-add",
         f"as published: {COUNTS[formula_of(method)][1]}",
         f"times: median of {len(result.dense.first)} interleaved pairs of runs, {TIMED_TOKENS} tokens each, on "
@@ -79,6 +83,7 @@ def ask_json(result: Result, method: Method, setting: Setting, overlay_file: str
         "stages": [{"layer": layer, "kept": np.flatnonzero(kept).tolist()} for layer, kept in result.stages],
         "dense": side_json(result.dense),
         "pruned": side_json(result.pruned),
+        "ran_again": result.again,
         "dense_over_pruned": {
             what: dict(zip(("median", "smallest", "largest"), values, strict=True)) for what, values in ratio.items()
         },

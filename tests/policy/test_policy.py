@@ -62,6 +62,21 @@ def test_a_policy_comes_back_as_it_was(policy, tmp_path):
     assert not list(tmp_path.glob("*.part"))
 
 
+@pytest.mark.parametrize(
+    "entry",
+    [
+        Entry(METHODS[0], measured=Measured(9, FIGURE, FIGURE, FIGURE, Figure(float("nan"), 0.0, 1.0))),
+        Entry(METHODS[0], data={"seed": 5 * 10**9}),
+        Entry(METHODS[0], data={"source": "x" * 301}),
+    ],
+    ids=("no number", "a huge number", "a long text"),
+)
+def test_what_could_not_be_read_again_is_not_written(model, entry, tmp_path):
+    with pytest.raises(ValueError, match="could not be read again"):
+        Policy(Model.of(model), {"default": entry}).save(tmp_path / "p.json")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_policy_next_to_a_checkpoint_of_the_hub_is_found(policy, tmp_path, monkeypatch):
     policy.save_pretrained(tmp_path)
     asked = []

@@ -55,7 +55,7 @@ def ask(
             policy.check(loaded)
         check_layers(chosen, loaded.config.get_text_config().num_hidden_layers)
         inputs = job.prepare(processor, picture, question)
-        result = job.ask(loaded, processor, inputs, chosen, max_new_tokens, runs)
+        result = job.ask(loaded, processor, inputs, policy or chosen, max_new_tokens, runs)
         setting = {
             "model": model,
             "image": image,

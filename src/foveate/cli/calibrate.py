@@ -34,7 +34,7 @@ def calibrate(
     confidence: Annotated[float, typer.Option(help="Of the guard's bound.")] = 0.95,
     fresh: Annotated[
         int | None,
-        typer.Option(min=1, help="The bound is for the next so many answers; default: the long run."),
+        typer.Option(min=1, max=10**9, help="The bound is for the next so many answers; default: the long run."),
     ] = None,
     methods: Annotated[str, typer.Option(help="What is searched.")] = "fastv,himap,vtw,visipruner,schedule",
     by_kind: Annotated[bool, typer.Option(help="Entries of their own for kinds of question.")] = True,
@@ -46,7 +46,7 @@ def calibrate(
         Path, typer.Option("--out", "-o", metavar="FILE.json", help="The policy; figures and journals go beside it.")
     ] = Path("out/calibrate/policy.json"),
     batch: Annotated[int, typer.Option(min=1, help="Questions answered as one batch.")] = 16,
-    seed: Annotated[int, typer.Option(min=0, help="Of the questions and the search.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=10**9, help="Of the questions and the search.")] = 0,
     eta: Annotated[float, typer.Option(help="VTW's own threshold, nats.")] = 0.003,
     attn: Attn = None,
     dtype: Dtype = "auto",

@@ -15,7 +15,7 @@ Settings = Annotated[
 Attn = Annotated[str | None, typer.Option(help="Attention implementation, such as sdpa or eager.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16; auto is float32 on a CPU.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...; auto is cuda if there is one.")]
-Threads = Annotated[int, typer.Option(min=1, help="CPU threads.")]
+Threads = Annotated[int, typer.Option(min=1, max=1024, help="CPU threads.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 

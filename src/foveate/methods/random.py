@@ -33,6 +33,8 @@ class Random(Method):
 
     def __post_init__(self) -> None:
         check_keep("keep", self.keep, scores=False)
+        if not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed={self.seed!r}: give a whole number from 0 to 2**63 - 1")
 
     def cuts(self, layers: int) -> tuple[int, ...]:
         return (self.layer,)

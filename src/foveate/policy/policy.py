@@ -102,10 +102,18 @@ class Policy:
             )
 
     def save(self, path: str | Path) -> None:
-        """Write the policy to a file, as a whole or not at all."""
-        path = Path(path)
+        """Write the policy to a file, as a whole or not at all.
+
+        Raises:
+            ValueError: it holds what `load` would refuse, such as a figure that is no number.
+        """
+        path, source = Path(path), json.dumps(as_json(self), indent=1) + "\n"
+        try:
+            from_json(parse(source))
+        except ValueError as error:
+            raise ValueError(f"this policy could not be read again, and is not written to {path}: {error}") from None
         path.parent.mkdir(parents=True, exist_ok=True)
-        write(path, json.dumps(as_json(self), indent=1) + "\n")
+        write(path, source)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the policy next to a checkpoint."""

@@ -52,7 +52,7 @@ class Pruned:
                 f"{type(model).__name__} has no token id for images in its config: "
                 "say where the visual tokens are with prune(..., visual=mask)"
             )
-        if visual is not None and (not isinstance(visual, Tensor) or visual.ndim != 2):
+        if visual is not None and not (isinstance(visual, Tensor) and visual.ndim == 2 and visual.dtype == torch.bool):
             raise ValueError("visual is no (batch, tokens) bool tensor: say for every token whether it is visual")
         depth = len(self.kinds)
         self.cuts = [self._check_layer(layer, 1) for layer in method.cuts(depth)]
@@ -73,7 +73,7 @@ class Pruned:
             raise
 
     def _check_layer(self, layer: Any, first: int) -> int:
-        if not isinstance(layer, int):
+        if not isinstance(layer, int) or isinstance(layer, bool):
             raise ValueError(f"{self.method.name}: layer {layer!r} is no whole number")
         if not first <= layer < len(self.kinds):
             raise ValueError(
