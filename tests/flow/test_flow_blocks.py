@@ -165,6 +165,18 @@ def test_a_result_comes_back_from_a_file_and_joins_with_others(tmp_path):
         Result.join([parts[0], flow.allocation(model, [batch_of("llava-gqa", "one")], factor=2.0)])
 
 
+def test_a_result_is_drawn_with_a_panel_for_each_curve_and_a_line_for_each_group():
+    model, batch = tiny.model("llava-gqa", "sdpa"), batch_of("llava-gqa", "ragged")
+    found = flow.allocation(model, [batch])
+    panels = [panel for panel in found.plot().axes if panel.get_visible()]
+    assert [panel.get_title(loc="left") for panel in panels] == list(found.axes)
+    assert [len(panel.lines) for panel in panels] == [4, 4, 4, 4, 1, 1, 1]
+    (panel,) = flow.knockout(model, [batch], ["intra-visual"], [range(3), [1, 4]]).plot("kl").axes
+    assert [label.get_text() for label in panel.get_xticklabels()] == ["0-2", "1,4"]
+    with pytest.raises(ValueError, match="no curve heat: choose among last"):
+        found.plot("heat")
+
+
 def test_the_bias_ratio_compares_what_the_two_knockouts_change():
     values = {"jaccard": np.array([[[0.5, 0.9], [0.8, 0.2]]]), "same": np.ones((1, 2, 2))}
     axes = dict.fromkeys(values, ("kind", "layers"))

@@ -58,6 +58,7 @@ class Browser:
             except urllib.error.URLError:
                 time.sleep(0.1)
         self.session = f"/session/{made['sessionId']}"
+        self.open("about:blank")  # away from the browser's own first page, which asks for much
 
     def call(self, verb: str, path: str, body: dict[str, Any] | None = None) -> Any:
         data = None if body is None else json.dumps(body).encode()

@@ -4,6 +4,7 @@ import copy
 import html.parser
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -158,6 +159,17 @@ def test_no_error_is_logged_and_no_request_leaves_the_page(browser, made):
     browser.open(url)
     browser.type("#layer", ARROW_RIGHT * 3)
     browser.run("document.querySelector('.chart svg').dispatchEvent(new PointerEvent('pointermove', {clientX: 200}))")
+    assert browser.log("browser") == []
+    assert [link for link in browser.requests() if not link.startswith("data:")] == [url]
+
+
+def test_the_page_in_the_docs_runs_without_an_error_or_a_request(browser):
+    browser.log("browser"), browser.requests()
+    url = (Path(__file__).parents[2] / "docs" / "finding" / "mini.html").as_uri()
+    browser.open(url)
+    before = browser.run(OVERLAY)
+    browser.type("#layer", ARROW_RIGHT)
+    assert browser.run(OVERLAY) != before
     assert browser.log("browser") == []
     assert [link for link in browser.requests() if not link.startswith("data:")] == [url]
 
