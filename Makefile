@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help demo test test-oldest matrix properties lint types format bench-engine bench-speed clean
+.PHONY: help demo test test-oldest test-compiled matrix properties lint types format bench-engine bench-speed clean
 .DEFAULT_GOAL := help
 
 help:            ## This list
@@ -18,6 +18,9 @@ test: .venv/installed-dev   ## Run the tests
 
 test-oldest: .venv/installed-oldest   ## Run the matrix and the published numbers on the oldest transformers supported
 	PYTHONPATH=.venv/oldest $(BIN)/python -m pytest tests/test_matrix.py tests/test_golden.py
+
+test-compiled: .venv/installed-dev   ## Run the matrix on compiled models of the families that `make test` leaves out
+	ROWS=compiled $(BIN)/python -m pytest tests/test_matrix.py -k every_cell
 
 matrix: .venv/installed-dev   ## Run every family x method x mode and write docs/matrix.md (half an hour)
 	$(BIN)/python tests/matrix.py

@@ -671,11 +671,10 @@ RUN_WITH = dict.fromkeys(SLOW, ("himap",)) | {"VisiPruner's shallow stage": ("vi
 SIGNS = {"right": "✓", "absent": ""}
 INTRODUCTION = """# Every family, every method, every mode
 
-Made by the tests: `make matrix` runs all of it on tiny random models and writes this page. CI runs it again, on the
-oldest transformers that is supported and on the newest, and fails where a cell is not what is printed here; of the
-rows on compiled models, which take long, it runs LLaVA-1.5 and Qwen2.5-VL, and compiled decoding of all families on
-the newest. What does not hang on the family is tested once: `pipeline("image-text-to-text")`, adapters, an error or
-Ctrl-C in the middle of a prompt.
+Made by the tests: `make matrix` runs all of it on tiny random models and writes this page. CI runs all of it again, and
+fails where a cell is not what is printed here, on the newest transformers and on the oldest that is supported (there the
+rows on compiled models, which take long, on LLaVA-1.5 and Qwen2.5-VL). What does not hang on the family is tested once:
+`pipeline("image-text-to-text")`, adapters, an error or Ctrl-C in the middle of a prompt.
 
 **✓** FastV, HiMAP, VTW, VisiPruner, Random and Uniform give what the *masked reference* gives: a run of the whole model
 at full length in which nothing is dropped and nobody looks at what a method lets go. Compared are the logits of every
