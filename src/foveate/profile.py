@@ -154,9 +154,7 @@ def step(model: Any, processor: Any, chunk: Sequence[Sample], costly: bool, plac
         asked = [(sample.picture(), sample.question, sample.answers[0], sample.task) for sample in chunk]
         prepared = flow.prepare(processor, asked).to(model.device)
         for analysis in missing:
-            made = files[analysis].with_suffix(".part")  # renamed when it is whole
-            wanted[analysis](model, [prepared]).save(made)
-            made.replace(files[analysis])
+            wanted[analysis](model, [prepared]).save(files[analysis])
     return {analysis: Result.load(file) for analysis, file in files.items()}
 
 
