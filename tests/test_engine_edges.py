@@ -319,6 +319,23 @@ def test_flex_attention_is_refused_at_once_where_it_would_be_read(method):
     foveate.prune(model, foveate.VTW(layer=1)).remove()
 
 
+def test_a_decoder_without_rotary_embeddings_is_refused_at_once():
+    """BLIP-2's: it says itself where its tokens stand, and would run dense without a word."""
+    config = transformers.OPTConfig(
+        vocab_size=128, hidden_size=32, ffn_dim=32, num_hidden_layers=3, num_attention_heads=2, word_embed_proj_dim=32
+    )
+    visual = torch.ones(1, 5, dtype=torch.bool)
+    with pytest.raises(NotImplementedError, match=r"OPTForCausalLM take no rotary embeddings.*such as LLaVA"):
+        foveate.prune(transformers.OPTForCausalLM(config), foveate.VTW(layer=1), visual=visual)
+
+
+def test_inputs_of_each_layers_own_are_refused_at_once():
+    model = copy.deepcopy(llava())
+    model.config.text_config.hidden_size_per_layer_input = 16  # as in Gemma 3n and the small Gemma 4
+    with pytest.raises(NotImplementedError, match=r"inputs of its own.*such as Gemma 3"):
+        foveate.prune(model, foveate.VTW(layer=1))
+
+
 def test_flash_attention_is_refused_where_queries_are_scaled_by_position():
     model = tiny_families.model("ministral3", "sdpa")
     with flash(model), pytest.raises(NotImplementedError, match=r"packed sequences.*attn_implementation='sdpa'"):

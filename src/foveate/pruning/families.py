@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -44,7 +45,7 @@ def decoder_of(model: PreTrainedModel) -> Any:
         )
     if model.config.is_encoder_decoder:
         raise NotImplementedError(f"{type(model).__name__} is an encoder-decoder; foveate prunes decoder-only models")
-    decoder = model.get_decoder()
+    decoder: Any = model.get_decoder()
     if not isinstance(getattr(decoder, "layers", None), nn.ModuleList):
         raise NotImplementedError(
             f"{type(model).__name__} has no list of decoder layers; foveate needs `get_decoder().layers`"
@@ -53,6 +54,17 @@ def decoder_of(model: PreTrainedModel) -> Any:
     if unknown:
         raise NotImplementedError(
             f"{type(model).__name__} has {', '.join(sorted(unknown))} layers; foveate prunes attention layers"
+        )
+    if getattr(config, "hidden_size_per_layer_input", None):
+        raise NotImplementedError(
+            f"{type(model).__name__} gives every layer inputs of its own for all tokens, dropped ones too. "
+            "Use a model without them, such as Gemma 3 or Qwen-VL"
+        )
+    takes = inspect.signature(type(decoder.layers[0]).forward).parameters
+    if "position_embeddings" not in takes and "args" not in takes:  # a wrapper's forward takes anything
+        raise NotImplementedError(
+            f"the layers of {type(model).__name__} take no rotary embeddings, by which foveate keeps positions. "
+            "Use a model with rotary embeddings, such as LLaVA, Qwen-VL or InternVL"
         )
     return decoder
 
