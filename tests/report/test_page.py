@@ -14,7 +14,7 @@ from PIL import Image
 import checkpoints
 from foveate import ask
 from foveate import profile as job
-from foveate.flow.claims import CONFIRMED, OPEN, REFUTED, Claim
+from foveate.flow.claims import CONFIRMED, OPEN, REFUTED, Claim, claims
 from foveate.flow.result import Result
 from foveate.flow.stages import first, from_here_on, stages
 from foveate.report.charts import Chart, Line, linear_ticks, log_ticks
@@ -220,9 +220,17 @@ def test_a_claim_is_decided_by_the_whole_of_its_interval():
     assert verdict(float("nan"), float("nan"), above=True) == OPEN
 
 
-def result(name: str, **values) -> Result:
-    tiled = {key: np.tile(value, (20, 1)) for key, value in values.items()}
-    return Result(name, tiled, dict.fromkeys(tiled, ("layer",)), {"layer": list(range(8))}, [""] * 20)
+def result(name: str, samples: int = 20, **values) -> Result:
+    tiled = {key: np.tile(value, (samples, 1)) for key, value in values.items()}
+    return Result(name, tiled, dict.fromkeys(tiled, ("layer",)), {"layer": list(range(8))}, [""] * samples)
+
+
+def test_a_few_samples_that_all_agree_confirm_nothing():
+    def verdict(samples: int, same: float) -> str:
+        withdrawal = result("withdrawal", samples, kl=np.ones(8), same=np.full(8, same))
+        return claims({"withdrawal": withdrawal}, visual=10)[-1].verdict
+
+    assert verdict(20, 1.0) == OPEN and verdict(200, 1.0) == CONFIRMED and verdict(20, 0.0) == REFUTED
 
 
 def test_stages_stand_where_their_rules_say():

@@ -80,8 +80,12 @@ def claims(results: Mapping[str, Result], visual: float) -> list[Claim]:
 
     def bias(layers: slice) -> Statistic:
         """D of a stretch of layers: of the sums, which exist where a single layer changes nothing."""
-        ratio = bias_ratio(results["knockout"])
-        return lambda mean: ratio({key: x[..., layers].mean(-1, keepdims=True) for key, x in mean.items()})[..., 0]
+
+        def of_sums(mean: Means) -> np.ndarray:
+            sums = {key: x[..., layers].mean(-1, keepdims=True) for key, x in mean.items()}
+            return bias_ratio(results["knockout"])(sums)[..., 0]
+
+        return of_sums
 
     def per_edge(mean: Means) -> np.ndarray:
         edge = mean["edge"][..., half, :, :]  # (..., layer, reader, source); 1 is the image, 2 the instruction
@@ -219,7 +223,14 @@ def claims(results: Mapping[str, Result], visual: float) -> list[Claim]:
     for paper, text, analysis, measured, statistic, threshold, above in table:
         if analysis in results:
             result = results[analysis]
-            low, high = result.interval(statistic)
-            value = float(result.mean(statistic))
-            found.append(Claim(paper, text, measured, value, float(low), float(high), threshold, above))
+            value, (low, high) = float(result.mean(statistic)), map(float, result.interval(statistic))
+            if threshold == AGREE:
+                low, high = unanimous(value, low, high, len(result))
+            found.append(Claim(paper, text, measured, value, low, high, threshold, above))
     return found
+
+
+def unanimous(share: float, low: float, high: float, samples: int) -> tuple[float, float]:
+    """The interval of a share; exact (Clopper and Pearson) where all samples agree, which no resample can doubt."""
+    bound = 0.025 ** (1 / samples)
+    return min(low, bound) if share == 1 else low, max(high, 1 - bound) if share == 0 else high
