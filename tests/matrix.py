@@ -672,7 +672,7 @@ SIGNS = {"right": "✓", "absent": ""}
 INTRODUCTION = """# Every family, every method, every mode
 
 Made by the tests: `make matrix` runs all of it on tiny random models and writes this page. CI runs all of it again, and
-fails where a cell is not what is printed here, on the newest transformers and on the oldest that is supported (there the
+fails where a cell is not what is printed here, on the newest transformers and on the oldest supported (there the
 rows on compiled models, which take long, on LLaVA-1.5 and Qwen2.5-VL). What does not hang on the family is tested once:
 `pipeline("image-text-to-text")`, adapters, an error or Ctrl-C in the middle of a prompt.
 
