@@ -13,21 +13,18 @@ import numpy as np
 from PIL import Image
 
 from foveate.suite.easy_vqa import Asked, easy_vqa
-from foveate.suite.questions import TASKS, Question, ask, quarter
+from foveate.suite.questions import TASKS, Question, ask, existence, quarter
 from foveate.suite.scenes import COLOURS, SHAPES, SIZE, Scene, draw_page, draw_scene, pictograms
 from model import GRID, PATCH
 from tokenizer import ASSISTANT, EOS, ORDINALS
 
 SLOTS = ((14, 16), (2, 32))  # (questions, tokens each) about one picture: short ones, then long ones
-# What is asked about each scene; the first that fit are taken, so what is hard to learn comes first.
-SHORT = ("read", "several", "count", "no", "yes", "relation", "several", "position", "name", "count", "no", "yes",
-         "several", "count", "read", "relation", "position", "name", "colour", "shape",
-         *["existence"] * 6)  # fmt: skip
-# Task and options: what is there; the hardest of what is not (a colour and a shape of different things, a kindred
-# pictogram); what is there more than once.
-HARDER = {"yes": ("existence", None), "no": ("existence", "adversarial"), "several": ("count", True)}
+# What is asked about each scene; the first that fit are taken, so what is hard to learn comes first. `yes` is there,
+# `no` is the hardest of what is not (a colour and a shape of different things, a kindred pictogram).
+SHORT = ("read", "count", "no", "yes", "relation", "position", "name", "count", "no", "yes", "read", "count",
+         "relation", "position", "name", "colour", "shape", *["existence"] * 6)  # fmt: skip
 LONG = ("describe", "choice", "choice")
-TEXTS, REPEATS = 0.7, 0.6  # the shares of training scenes with a text in them, and with a thing repeated
+TEXTS = 0.75  # the share of training scenes with a text in them
 TARGETS = 80  # answer tokens kept per picture
 CHARACTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 # As on a chessboard: the column and the row of patches that a centre is in.
@@ -89,23 +86,20 @@ def draw_batch(tokenizer, seed: int, number: int, size: int, most: int, with_que
     """Batch `number` of the run with this seed: scenes number*size .. of the training split.
 
     Without questions every other picture is a page of texts. With questions every eighth is one of easy-VQA's train
-    split, whose patches are not taught; one of sixteen is drawn and asked about as held-out scenes are and then
-    blanked, so that what is answered without a picture is the commonest answer; and size // 2 pages, of which nothing
-    is asked, come on top.
+    split, whose patches are not taught; one of sixteen is blanked after it was asked about, so that what is answered
+    without a picture is the commonest answer; and size // 2 pages, of which nothing is asked, come on top.
     """
     seeds = range(seed * 10**8 + number * size, seed * 10**8 + (number + 1) * size)
     easy = size // 8 if with_questions else 0
     scenes = [
-        draw_page("train", s) if not with_questions and s % 2 else draw_scene("train", s, most, TEXTS, REPEATS)
+        draw_page("train", s) if not with_questions and s % 2 else draw_scene("train", s, most, TEXTS)
         for s in seeds[: size - easy]
     ]
-    blank = size // 16 if with_questions else 0
-    scenes[:blank] = [draw_scene("train", s, most) for s in seeds[:blank]]
     words = groups()
     pixels, patches = [np.asarray(s.picture) for s in scenes], [patch_labels(s, words) for s in scenes]
     rng = np.random.default_rng([3, seed, number])
-    asked = [_about(scene, rng, hard=i >= blank) for i, scene in enumerate(scenes)] if with_questions else []
-    for i in range(blank):
+    asked = [_about(scene, rng) for scene in scenes] if with_questions else []
+    for i in range(size // 16 if with_questions else 0):
         pixels[i] = np.broadcast_to(rng.integers(0, 256, 3, np.uint8), pixels[i].shape)
         patches[i] = np.full_like(patches[i], -1)
     for _ in range(easy):
@@ -130,10 +124,10 @@ def _easy_vqa() -> list[Asked]:
     return easy_vqa("train")
 
 
-def _about(scene: Scene, rng: np.random.Generator, hard: bool) -> tuple[list[Question], list[Question]]:
-    """Short and long questions about a scene; without `hard`, each as its task asks it of any scene."""
-    asked = [(TASKS[task], options if hard else ()) for task, *options in (HARDER.get(t, (t,)) for t in SHORT)]
-    short = [question(scene, rng, *options) for question, options in asked]
+def _about(scene: Scene, rng: np.random.Generator) -> tuple[list[Question], list[Question]]:
+    """Short and long questions about a scene."""
+    kinds = {"yes": None, "no": "adversarial"}
+    short = [existence(scene, rng, kinds[t]) if t in kinds else TASKS[t](scene, rng) for t in SHORT]
     return [q for q in short if q is not None], ask(scene, rng, LONG)
 
 

@@ -28,7 +28,7 @@ from tokenizer import IMAGE, SYSTEM, USER, make_processor, run_tokenizer
 RUNS = Path(__file__).parent / "runs"
 # What is learnt early gets less, what comes late more. Long answers have many tokens, hard at first: at full weight
 # their noise would drown the rest.
-LATE, EARLY = dict.fromkeys(("existence", "name", "relation"), 1.5) | {"count": 2.0}, 0.6
+LATE, EARLY = dict.fromkeys(("existence", "name", "count", "relation"), 1.5), 0.6
 LONG = {"choice": 0.6, "read": 1.0, "describe": 0.3}
 TASK_WEIGHTS = [(LATE | LONG).get(task, EARLY) for task in data.TASK_NAMES]
 TOWER_SHARE = 0.3  # of the learning rate, for the tower and the projector in the phase of the whole

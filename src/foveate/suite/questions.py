@@ -93,17 +93,12 @@ def shape(scene: Scene, rng: np.random.Generator) -> Question | None:
     return Question("shape", _pick(rng, forms).format(c=thing.colour), (thing.name,))
 
 
-def count(scene: Scene, rng: np.random.Generator, several: bool = False) -> Question | None:
-    """How many of one name, of one colour of shapes, or of shapes are there? `several`: of a name there more than once.
-
-    None where `several` is asked for and nothing is there more than once.
-    """
+def count(scene: Scene, rng: np.random.Generator) -> Question | None:
+    """How many of one name, of one colour of shapes, of shapes, or of all things are there?"""
     drawn = [t for t in scene.things if t.kind != "text"]
     names = [t.name for t in drawn]
     repeated = sorted({n for n in names if names.count(n) > 1})
-    if several and not repeated:
-        return None
-    dice = 0.5 if several else rng.random()
+    dice = rng.random()
     if dice < 0.17 or not drawn:
         pool = [n for n in (*SHAPES, *pictograms()) if n not in names]
         phrase, number = plural(_pick(rng, pool)), 0
