@@ -266,3 +266,11 @@ def test_the_command_runs_as_a_process_with_errors_on_stderr_alone(llava, tmp_pa
     run = subprocess.run(command, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL)
     assert run.returncode == 2 and run.stdout == "" and "Traceback" not in run.stderr
     assert run.stderr.count("\n") == 1
+
+
+def test_a_memory_too_small_is_told_in_one_line(llava, picture, monkeypatch):
+    def full(*_: object, **__: object) -> None:
+        raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    monkeypatch.setattr("foveate.ask.load", full)
+    assert "--dtype bfloat16" in refused("ask", picture, "what is it?", "--model", llava)

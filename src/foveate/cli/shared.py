@@ -32,6 +32,10 @@ def one_line_errors() -> Iterator[None]:
         yield
     except (ValueError, NotImplementedError, OSError, ImportError) as error:
         fail(textwrap.shorten(str(error) or type(error).__name__, 300, placeholder=" ..."))
+    except RuntimeError as error:
+        if "out of memory" not in str(error):
+            raise
+        fail("out of memory: take --dtype bfloat16, a smaller picture or batch, or another --device")
 
 
 def quiet() -> None:
