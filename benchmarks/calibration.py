@@ -1,6 +1,6 @@
 """What calibration gains on the embedded model: the tables and the picture of docs/calibrate.md.
 
-    python benchmarks/calibration.py [--model FOLDER] [--limit 64] [--quoted 80] [--guarded 200] [--out FOLDER]
+    python benchmarks/calibration.py [--model FOLDER] [--limit 128] [--quoted 120] [--guarded 200] [--out FOLDER]
 
 Finds a policy at 35 % of the exact FLOPs, compares it on fresh samples with every published default, task by task, and
 shares of the score with fixed fractions at the same average cost; then draws 200 calibration splits for the guard's
@@ -196,8 +196,8 @@ def refused(model: Any, policy: Any) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="mini", help="mini, or a folder with another checkpoint")
-    parser.add_argument("--limit", type=int, default=64, help="questions of each task to search on")
-    parser.add_argument("--quoted", type=int, default=80, help="others of each task, for the figures")
+    parser.add_argument("--limit", type=int, default=128, help="questions of each task to search on")
+    parser.add_argument("--quoted", type=int, default=120, help="others of each task, for the figures")
     parser.add_argument("--guarded", type=int, default=200, help="others of each task, for the guard's splits")
     parser.add_argument("--trials", type=int, default=24)
     parser.add_argument("--tasks", default="", help="with commas; default: all that are drawn")
