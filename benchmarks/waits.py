@@ -27,7 +27,7 @@ class Waits(TorchFunctionMode):
     """Counts the waits of the code in `places` (parts of file names) while it is on.
 
     Attributes:
-        found: (file and line, what was called) of each.
+        found: (file and function, what was called) of each.
     """
 
     def __init__(self, places: Sequence[str] = ("foveate/",)):
@@ -53,7 +53,7 @@ class Waits(TorchFunctionMode):
     def note(self, name: str) -> None:
         frame = next((f for f in reversed(traceback.extract_stack()[:-2]) if self.ours(f.filename)), None)
         if frame is not None:
-            self.found.append((f"{frame.filename.rsplit('/', 1)[-1]}:{frame.lineno}", name))
+            self.found.append((f"{frame.filename.rsplit('/', 1)[-1]}:{frame.name}", name))
 
     def ours(self, file: str) -> bool:
         if file.endswith(("waits.py", "pruning/guard.py")):  # all of the model's own code runs below the guard

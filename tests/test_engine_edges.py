@@ -17,7 +17,7 @@ import tiny
 import tiny_families
 from contracts import ATOL, FEW, METHODS, check_row, generate, reference
 from foveate.methods.base import highest
-from foveate.pruning.tap import Attention
+from foveate.pruning.attention import Attention
 from reference.flash import flash
 
 few_methods = pytest.mark.parametrize("method", FEW)

@@ -11,7 +11,7 @@ from transformers import DynamicCache, QuantizedCache, StaticCache
 import foveate
 import tiny
 from contracts import METHODS, generate
-from foveate.pruning import last, tap
+from foveate.pruning import attention, edits, last
 from foveate.pruning import static as static_caches
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
@@ -142,8 +142,8 @@ def test_rows_read_one_by_one_decide_the_same(family, method, form, monkeypatch)
     model, inputs = tiny.model(family, "sdpa"), tiny.batch(*tiny.forms(family)[form])
     with foveate.prune(model, METHODS[method]) as pruned:
         at_once, trace = generate(model, inputs), pruned.trace
-        monkeypatch.setattr(tap, "CPU_BYTES", 1)
-        monkeypatch.setattr(tap, "LEAST_ROWS", 1)
+        monkeypatch.setattr(attention, "CPU_BYTES", 1)
+        monkeypatch.setattr(attention, "LEAST_ROWS", 1)
         one_by_one = generate(model, inputs)
     assert trace.flops == pruned.trace.flops
     for stage, other in zip(trace.stages, pruned.trace.stages, strict=True):
@@ -166,7 +166,7 @@ def test_edits_by_bands_of_rows_and_row_by_row_are_the_same(family, method, form
         inputs["attention_mask"] = torch.ones_like(inputs["attention_mask"])
     with foveate.prune(model, METHODS[method]):
         by_bands = generate(model, inputs)
-        monkeypatch.setattr(tap, "MAX_BANDS", 0)
+        monkeypatch.setattr(edits, "MAX_BANDS", 0)
         row_by_row = generate(model, inputs)
     for one, other in zip(by_bands.logits, row_by_row.logits, strict=True):
         torch.testing.assert_close(one, other, atol=2e-5, rtol=0)
@@ -175,12 +175,12 @@ def test_edits_by_bands_of_rows_and_row_by_row_are_the_same(family, method, form
 def test_a_prompt_with_one_image_has_two_bands():
     visual = torch.tensor([[False] * 3 + [True] * 4 + [False] * 2])
     text = torch.tensor([[False] * 7 + [True] * 2])
-    first_layer = [tap.Edit(visual, visual), tap.Edit(text, visual, into=torch.tensor([3]))]
-    assert tap.Plan.of(first_layer).bands == [(0, 7, 0), (7, 9, 1)]  # the three before it see none of the image
-    assert tap.Plan.of([tap.Edit(text, visual)]).bands == [(0, 7, None), (7, 9, 0)]
-    assert tap.Plan.of([tap.Edit(text | visual, visual)]).bands == [(0, 9, 0)]
+    first_layer = [edits.Edit(visual, visual), edits.Edit(text, visual, into=torch.tensor([3]))]
+    assert edits.Plan.of(first_layer).bands == [(0, 7, 0), (7, 9, 1)]  # the three before it see none of the image
+    assert edits.Plan.of([edits.Edit(text, visual)]).bands == [(0, 7, None), (7, 9, 0)]
+    assert edits.Plan.of([edits.Edit(text | visual, visual)]).bands == [(0, 9, 0)]
     ragged = torch.cat([text, torch.tensor([[False] * 8 + [True]])])
-    assert tap.Plan.of([tap.Edit(ragged, ragged)]) == tap.Plan(None, 8, [[2, 1]])
+    assert edits.Plan.of([edits.Edit(ragged, ragged)]) == edits.Plan(None, 8, [[2, 1]])
 
 
 # ---- static caches

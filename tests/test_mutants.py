@@ -16,7 +16,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 import foveate
 import matrix
 import tiny_families
-from foveate.pruning import compiled, cut, engine, families, guard, tap
+from foveate.pruning import compiled, cut, edits, engine, families, guard, tap
 from foveate.pruning.engine import Pruned
 from foveate.pruning.layout import Layout
 from foveate.pruning.stages import Stage
@@ -223,7 +223,7 @@ def drafts_are_pictures(patch: pytest.MonkeyPatch) -> None:
 
 def edits_everywhere(patch: pytest.MonkeyPatch) -> None:
     """VisiPruner's shallow stage edits the answer's rows as well."""
-    followed = tap.Edit.followed
+    followed = edits.Edit.followed
 
     def wrong(self, later):
         edit = followed(self, later)
@@ -231,7 +231,7 @@ def edits_everywhere(patch: pytest.MonkeyPatch) -> None:
             edit.rows[:, -later:] = True
         return edit
 
-    patch.setattr(tap.Edit, "followed", wrong)
+    patch.setattr(edits.Edit, "followed", wrong)
 
 
 def flash_reads_as_causal(patch: pytest.MonkeyPatch) -> None:

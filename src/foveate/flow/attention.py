@@ -17,8 +17,8 @@ from transformers import PreTrainedModel
 from foveate.flow.replay import depth_of, observe
 from foveate.flow.result import Result, collect, over
 from foveate.flow.samples import Batch
+from foveate.pruning.attention import Attention
 from foveate.pruning.layout import GROUPS, Layout
-from foveate.pruning.tap import Attention
 
 
 def allocation(

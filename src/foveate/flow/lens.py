@@ -18,8 +18,8 @@ from transformers import PreTrainedModel
 from foveate.flow.replay import decoder_of, depth_of, observe
 from foveate.flow.result import Result, collect, over
 from foveate.flow.samples import Batch
+from foveate.pruning.attention import Attention
 from foveate.pruning.layout import GROUPS
-from foveate.pruning.tap import Attention
 
 
 def lenses(model: PreTrainedModel, samples: Iterable[Batch], groups: Sequence[str] = GROUPS) -> Result:

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from foveate.flow.replay import Recording, compare, depth_of, record
 from foveate.flow.result import Result, collect, over
 from foveate.flow.samples import Batch
-from foveate.pruning.tap import Edit
+from foveate.pruning.edits import Edit
 
 
 def merging(model: PreTrainedModel, samples: Iterable[Batch]) -> Result:

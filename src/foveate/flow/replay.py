@@ -20,10 +20,11 @@ from transformers import PreTrainedModel
 
 from foveate.flow.samples import Batch
 from foveate.pruning import families
+from foveate.pruning.attention import Attention, allowed
 from foveate.pruning.compiled import set_aside
 from foveate.pruning.cut import take
 from foveate.pruning.layout import Layout
-from foveate.pruning.tap import Attention, Tap, allowed
+from foveate.pruning.tap import Tap
 
 T = TypeVar("T")
 OBEY = ("eager", "sdpa")  # kernels that honour a 4-D mask; all others are replaced in a replay

@@ -22,8 +22,8 @@ from transformers import PreTrainedModel
 from foveate.flow.replay import decoder_of, depth_of, next_logits, watch
 from foveate.flow.result import Result, collect, over
 from foveate.flow.samples import Batch
+from foveate.pruning.attention import PART_BYTES, Attention, allowed
 from foveate.pruning.layout import GROUPS, Layout
-from foveate.pruning.tap import PART_BYTES, Attention, allowed
 
 Reduce = Literal["signed", "meanabs"]
 Variant = Literal["exact", "released"]

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from foveate.methods.share import Share, carrying
+from foveate.pruning.edits import Edit
 from foveate.pruning.layout import Layout
-from foveate.pruning.tap import Edit
 from foveate.pruning.view import Decide, Selection, View
 
 Keep = float | int | Share

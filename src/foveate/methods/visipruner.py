@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from foveate.methods.base import Method, check_choice
+from foveate.pruning.edits import Edit
 from foveate.pruning.layout import Layout
-from foveate.pruning.tap import Edit
 from foveate.pruning.view import Decide, View
 
 STAGES = ("shallow", "middle", "deep")

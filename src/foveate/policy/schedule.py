@@ -11,8 +11,8 @@ from torch import Tensor
 
 from foveate.methods import HiMAP
 from foveate.methods.base import Keep, Method, best, check_choice, check_keep, kept
+from foveate.pruning.edits import Edit
 from foveate.pruning.layout import Layout
-from foveate.pruning.tap import Edit
 from foveate.pruning.view import Decide, Selection, View
 
 SCORES = ("last", "instruction", "visual", "influence")

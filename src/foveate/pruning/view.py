@@ -8,8 +8,9 @@ from typing import ClassVar, NamedTuple, Protocol
 
 from torch import Tensor
 
+from foveate.pruning.attention import Attention
+from foveate.pruning.edits import Edit
 from foveate.pruning.layout import Layout
-from foveate.pruning.tap import Attention, Edit
 
 
 @dataclass(frozen=True)
