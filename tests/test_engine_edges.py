@@ -266,7 +266,6 @@ def test_the_cosine_of_a_token_that_makes_much_of_the_output_is_right(share):
 def test_an_error_in_the_vision_tower_leaves_no_positions_for_the_next_call():
     model, inputs = llava(), tiny.batch(*form("one"))
     embeds = torch.randn(1, inputs["input_ids"].shape[1], tiny.WIDTH)
-    dense = model.get_decoder()(inputs_embeds=embeds).last_hidden_state
 
     def out_of_memory(*args: Any) -> None:
         raise RuntimeError("out of memory")
@@ -276,8 +275,8 @@ def test_an_error_in_the_vision_tower_leaves_no_positions_for_the_next_call():
         with pytest.raises(RuntimeError, match="out of memory"):
             model(**inputs)
         hook.remove()
-        after = model.get_decoder()(inputs_embeds=embeds).last_hidden_state
-    assert after.shape == dense.shape and torch.equal(after, dense)
+        with pytest.raises(NotImplementedError, match="call the whole"):  # not: pruned by the positions of before
+            model.get_decoder()(inputs_embeds=embeds)
 
 
 # ---- models that cannot be read
@@ -317,6 +316,16 @@ def test_flex_attention_is_refused_at_once_where_it_would_be_read(method):
     with pytest.raises(NotImplementedError, match="attn_implementation='sdpa'"):
         foveate.prune(model, SMALL[method])
     foveate.prune(model, foveate.VTW(layer=1)).remove()
+
+
+def test_a_decoder_that_is_called_past_the_model_is_refused_and_not_run_dense():
+    model, batch = llava(), tiny.batch(*form("one"))
+    embeds = model.get_input_embeddings()(batch["input_ids"])
+    with foveate.prune(model, foveate.VTW(layer=2)):
+        with pytest.raises(NotImplementedError, match=r"past LlavaModel.forward.*call the whole LlavaForCond"):
+            model.get_decoder()(inputs_embeds=embeds)
+        model(**batch)  # the refused call left nothing behind
+    model.get_decoder()(inputs_embeds=embeds)
 
 
 def test_a_decoder_without_rotary_embeddings_is_refused_at_once():

@@ -139,7 +139,7 @@ class Pruned:
         call = dict(zip(self._parameters, args, strict=False)) | kwargs
         ids, embeds = call.get("input_ids"), call.get("inputs_embeds")
         inputs, run = embeds if ids is None else ids, self._runs.current
-        run.found, run.padding = None, padding_of(call.get("attention_mask"))
+        run.announced, run.found, run.padding = True, None, padding_of(call.get("attention_mask"))
         if inputs is not None and inputs.numel() == 0:
             raise ValueError("the batch is empty: give at least one prompt of one token")
         if inputs is None or inputs.shape[1] == 1:
@@ -159,6 +159,11 @@ class Pruned:
         """Is this a new prompt, or tokens that follow one?"""
         run = self._runs.current
         visual, padding, length, last_alone = run.found, run.padding, run.prompt, run.last_alone
+        if not run.announced:
+            raise NotImplementedError(
+                f"the decoder was called past {type(self.model.base_model).__name__}.forward, which is where foveate "
+                f"sees the visual tokens: call the whole {type(self.model).__name__}"
+            )
         self._end()
         cache: Cache | None = kwargs.get("past_key_values")
         prompt = None if cache is None else Prompt.held_by(cache)
@@ -341,7 +346,7 @@ class Pruned:
         """This thread is in no forward pass, or has left it."""
         run = self._runs.current
         run.found = run.padding = run.forward = None
-        run.last_alone = False
+        run.announced = run.last_alone = False
         if run.reading:
             run.reading = False
             self._tap.close()

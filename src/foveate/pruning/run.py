@@ -73,6 +73,7 @@ class Run:
 
     Attributes:
         prompt: how long the prompt is of the `generate` that this thread is in; None outside of one.
+        announced: a call has reached the base model, which holds the decoder, and not yet the decoder.
         found: (B, L) bool, visual positions of a call that has reached the model and not yet its decoder.
         padding: (B, kv) bool, False on padding, of that call.
         last_alone: nothing but the logits of its last token was asked for.
@@ -81,6 +82,7 @@ class Run:
     """
 
     prompt: int | None = None
+    announced: bool = False
     found: Tensor | None = None
     padding: Tensor | None = None
     last_alone: bool = False
