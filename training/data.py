@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from foveate.suite.easy_vqa import Asked, easy_vqa
-from foveate.suite.questions import TASKS, Question, ask, existence, quarter
+from foveate.suite.questions import NUMBERS, TASKS, Question, ask, existence, quarter
 from foveate.suite.scenes import COLOURS, SHAPES, SIZE, Scene, draw_page, draw_scene, pictograms
 from model import GRID, PATCH
 from tokenizer import ASSISTANT, EOS, ORDINALS
@@ -21,14 +21,15 @@ from tokenizer import ASSISTANT, EOS, ORDINALS
 SLOTS = ((14, 16), (2, 32))  # (questions, tokens each) about one picture: short ones, then long ones
 # What is asked about each scene; the first that fit are taken, so what is hard to learn comes first. `yes` is there,
 # `no` is the hardest of what is not (a colour and a shape of different things, a kindred pictogram).
-SHORT = ("read", "count", "no", "yes", "relation", "position", "name", "count", "no", "yes", "read", "count",
+SHORT = ("read", "count", "no", "yes", "count", "relation", "position", "name", "count", "no", "yes", "read", "count",
          "relation", "position", "name", "colour", "shape", *["existence"] * 6)  # fmt: skip
 LONG = ("describe", "choice", "choice")
-TEXTS = 0.75  # the share of training scenes with a text in them
+TEXTS, REPEATS = 0.7, 0.65  # the shares of training scenes with a text in them, and with a thing repeated
 TARGETS = 80  # answer tokens kept per picture
 CHARACTERS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 # As on a chessboard: the column and the row of patches that a centre is in.
 FILES, RANKS = "abcdefghijkl", "mnopqrstuvwx"
+MIDDLES = (np.indices((GRID, GRID))[::-1].reshape(2, -1).T + 0.5) * PATCH  # (144, 2) x and y of each patch's middle
 TASK_NAMES = (*TASKS, "easy-vqa")
 
 
@@ -56,6 +57,8 @@ def groups() -> dict[str, list[str]]:
         "place": [f" {o}" for o in ORDINALS],
         "file": list(FILES),
         "rank": list(RANKS),
+        "number": [f" {n}" for n in NUMBERS[1:]],  # how many of its name there are
+        "middle": ["*"],  # the one patch of a thing that is nearest to its centre, so that things can be counted
     }
 
 
@@ -73,6 +76,10 @@ def patch_labels(scene: Scene, words: dict[str, list[str]]) -> np.ndarray:
             labels[mine, 1] = words["colour"].index(f" {thing.colour}")
         labels[mine, 2] = words["row"].index(f" {row}")
         labels[mine, 3] = words["column"].index(f" {column}")
+        labels[mine, 8] = sum(other.name == thing.name for other in scene.things) - 1
+        if mine.any():
+            away = np.hypot(*(MIDDLES - thing.centre).T)
+            labels[np.where(mine, away, np.inf).argmin(), 9] = 0
         labels[mine, 6], labels[mine, 7] = (min(GRID - 1, int(GRID * c / SIZE)) for c in thing.centre)
         for k, (character, (left, _, right, _)) in enumerate(thing.letters):
             middle = (np.arange(GRID * GRID) % GRID + 0.5) * PATCH
@@ -85,14 +92,14 @@ def patch_labels(scene: Scene, words: dict[str, list[str]]) -> np.ndarray:
 def draw_batch(tokenizer, seed: int, number: int, size: int, most: int, with_questions: bool) -> Batch:
     """Batch `number` of the run with this seed: scenes number*size .. of the training split.
 
-    Without questions every other picture is a page of texts. With questions every eighth is one of easy-VQA's train
+    Without questions every fourth picture is a page of texts. With questions every eighth is one of easy-VQA's train
     split, whose patches are not taught; one of sixteen is blanked after it was asked about, so that what is answered
     without a picture is the commonest answer; and size // 2 pages, of which nothing is asked, come on top.
     """
     seeds = range(seed * 10**8 + number * size, seed * 10**8 + (number + 1) * size)
     easy = size // 8 if with_questions else 0
     scenes = [
-        draw_page("train", s) if not with_questions and s % 2 else draw_scene("train", s, most, TEXTS)
+        draw_page("train", s) if not with_questions and s % 4 == 0 else draw_scene("train", s, most, TEXTS, REPEATS)
         for s in seeds[: size - easy]
     ]
     words = groups()

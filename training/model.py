@@ -14,7 +14,7 @@ IMAGE_SIZE, PATCH = 144, 12
 GRID = IMAGE_SIZE // PATCH  # 12 x 12 patches = 144 visual tokens
 
 
-def build(vocabulary: int, image_token: int, *, tower=(4, 192), decoder=(12, 192, 512), heads=3, seed=0):
+def build(vocabulary: int, image_token: int, *, tower=(6, 192), decoder=(12, 192, 512), heads=3, seed=0):
     """A freshly initialised mini; `tower` is (layers, width), `decoder` is (layers, width, feed-forward width)."""
     torch.manual_seed(seed)
     vision = SiglipVisionConfig(

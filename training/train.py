@@ -31,6 +31,7 @@ RUNS = Path(__file__).parent / "runs"
 LATE, EARLY = dict.fromkeys(("existence", "name", "count", "relation"), 1.5), 0.6
 LONG = {"choice": 0.6, "read": 1.0, "describe": 0.3}
 TASK_WEIGHTS = [(LATE | LONG).get(task, EARLY) for task in data.TASK_NAMES]
+GROUP_WEIGHTS = [3.0 if group == "number" else 1.0 for group in data.groups()]  # most things are the only ones
 TOWER_SHARE = 0.3  # of the learning rate, for the tower and the projector in the phase of the whole
 
 
@@ -63,7 +64,7 @@ class Mini(torch.nn.Module):
             none = logits[..., len(self.taught) + g, None]
             some = torch.cat([logits[..., start : start + size], none], dim=-1)
             loss = F.cross_entropy(some.flatten(0, 1), labels[..., g].flatten(), reduction="none")
-            total = total + (loss.view_as(weight) * weight).mean()
+            total = total + GROUP_WEIGHTS[g] * (loss.view_as(weight) * weight).mean()
             shown = (labels[..., g] < size) & (weight > 0)
             right.append(((some.argmax(-1) == labels[..., g]) & shown).sum() / shown.sum().clamp(min=1))
             start += size
@@ -107,11 +108,20 @@ def optimiser_for(mini: Mini, phase: str, words: bool = True) -> Optimiser:
 
 @torch.no_grad()
 def begin(mini: Mini, states: list[dict]) -> None:
-    """The weights of other phases, also those that this phase leaves as they are."""
+    """The weights of other phases, also those that this phase leaves as they are.
+
+    What those had not yet starts as if it were not there: layers of the tower as identities, kinds of words as unused.
+    """
     named = dict(mini.named_parameters())
     for state in states:
+        none = state["master"]["none"]
+        state["master"]["none"] = F.pad(none, (0, 0, 0, len(mini.none) - len(none)))
         for n, saved in state["master"].items():
             named[n].copy_(saved)
+    held = {n for state in states for n in state["master"]}
+    for n, p in named.items():
+        if states and n not in held and n.endswith(("self_attn.out_proj.weight", "mlp.fc2.weight")):
+            p.zero_()
 
 
 @torch.no_grad()

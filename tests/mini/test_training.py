@@ -3,8 +3,12 @@
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+
+from foveate.suite.questions import NUMBERS
+from foveate.suite.scenes import draw_scene
 
 TRAINING = Path(__file__).parents[2] / "training"
 SIZES = {"tower": (1, 64), "decoder": (2, 32, 48), "heads": 2}
@@ -76,6 +80,41 @@ def test_a_dead_drawing_process_is_an_error_and_not_an_endless_wait(training, mo
     monkeypatch.setattr(data, "draw_batch", fail)
     with pytest.raises(RuntimeError, match="died"):
         next(data.batches(training["tokenizer"], 0, 0, 1, 1, 0, False, workers=1))
+
+
+def test_every_thing_has_one_middle_patch_of_its_own_and_tells_how_many_of_its_name_there_are(training):
+    data = training["data"]
+    words, repeated = data.groups(), 0
+    number, middle = list(words).index("number"), list(words).index("middle")
+    for seed in range(30):
+        scene = draw_scene("train", seed, texts=0.5, repeats=1.0)
+        names = [thing.name for thing in scene.things]
+        labels = data.patch_labels(scene, words).reshape(12, 12, -1)
+        found = np.argwhere(labels[..., middle] == 0)
+        assert len(found) == len(scene.things)
+        for thing in scene.things:
+            x, y = thing.centre
+            nearest = min(np.hypot(12 * column + 6 - x, 12 * row + 6 - y) for row, column in found)
+            assert nearest < 18  # the patch that holds the centre, or one beside it (of a ring)
+        for row, column in np.argwhere(labels[..., 0] < len(words["name"])):
+            count = NUMBERS.index(words["number"][labels[row, column, number]].strip())
+            name = words["name"][labels[row, column, 0]].strip()
+            assert name == "text" or count == names.count(name)
+            repeated += count > 1
+    assert repeated > 100
+
+
+def test_a_tower_that_is_deepened_begins_as_what_it_was(training):
+    train, tokenizer = training["train"], training["tokenizer"]
+    shallow = train.Mini(tokenizer, **SIZES)
+    state = {"master": {n: p.detach().clone() for n, p in shallow.named_parameters()}}
+    state["master"]["none"] = state["master"]["none"][:-2]  # of a time when fewer kinds of words were taught
+    deep = train.Mini(tokenizer, **SIZES | {"tower": (3, 64)}, seed=1)
+    train.begin(deep, [state])
+    pixels = shallow.normalise(torch.from_numpy(training["data"].draw_batch(tokenizer, 0, 0, 1, 6, False).pixels))
+    see = training["model"].see
+    with torch.no_grad():
+        torch.testing.assert_close(see(deep.llava, pixels), see(shallow.llava, pixels))
 
 
 @pytest.mark.parametrize("phase", ["tower", "whole"])

@@ -108,14 +108,14 @@ def withheld(name: str, x: float, y: float, size: int) -> bool:
     return 40 <= size < 44 or ninth == (7 * list(pictograms()).index(name) + 3) % 9
 
 
-def draw_scene(split: str, seed: int, most: int = 6, texts: float = 0.4) -> Scene:
+def draw_scene(split: str, seed: int, most: int = 6, texts: float = 0.4, repeats: float = 0.35) -> Scene:
     """Draws scene `seed` of a split, with one to `most` things (fewer where one does not fit).
 
-    A scene holds a text with the probability `texts`.
+    A scene holds a text with the probability `texts`, and one name several times with the probability `repeats`.
     """
     rng, open_to_all = stream(split, seed)
     ground = _background(rng)
-    return _composed(rng, ground, _cast(rng, int(rng.integers(1, most + 1)), texts), open_to_all)
+    return _composed(rng, ground, _cast(rng, int(rng.integers(1, most + 1)), texts, repeats), open_to_all)
 
 
 def draw_page(split: str, seed: int) -> Scene:
@@ -165,8 +165,8 @@ def _composed(rng: np.random.Generator, ground, wanted: list[tuple[str, str, str
     return Scene(canvas, tuple(things), background, owner)
 
 
-def _cast(rng: np.random.Generator, count: int, texts: float) -> list[tuple[str, str, str | None]]:
-    """What a scene shall hold: (kind, name, colour or None for any). A third of the scenes repeat one name."""
+def _cast(rng: np.random.Generator, count: int, texts: float, repeats: float) -> list[tuple[str, str, str | None]]:
+    """What a scene shall hold: (kind, name, colour or None for any)."""
     names = list(pictograms())
     popular = set(popular_pictograms())
     theme = pictograms()[names[rng.integers(len(names))]][0]
@@ -180,10 +180,10 @@ def _cast(rng: np.random.Generator, count: int, texts: float) -> list[tuple[str,
         return "pictogram", pool[rng.choice(len(pool), p=weight / weight.sum())], None
 
     text = [("text", _string(rng), None)] if rng.random() < texts else []
-    if rng.random() < 0.35 and count > 1:
-        repeats = int(rng.integers(2, count + 1))
+    if rng.random() < repeats and count > 1:
+        alike = int(rng.integers(2, count + 1))
         chosen = one()
-        return (text + [chosen] * repeats + [one() for _ in range(count - repeats - len(text))])[:count]
+        return (text + [chosen] * alike + [one() for _ in range(count - alike - len(text))])[:count]
     return text + [one() for _ in range(count - len(text))]
 
 
