@@ -50,9 +50,9 @@ def form(question: str) -> str:
 class Prior:
     """Answers without looking, from counts over training's questions.
 
-    What was commonest for a question's form; for whether a thing is there, what was commonest for that thing (some are
-    drawn more often); of four options, the one that was right most often when it was offered; on easy-VQA, what was
-    commonest for the question itself.
+    What was commonest for a question's form; for whether a thing is there, and for how many of it there are, what was
+    commonest for that thing (some are drawn more often); of four options, the one that was right most often when it was
+    offered; on easy-VQA, what was commonest for the question itself.
     """
 
     def __init__(self, scenes: int = 5000):
@@ -78,7 +78,7 @@ class Prior:
 
     def key(self, task: str, question: str) -> str:
         """What of a question the prior goes by."""
-        if task == "existence":
+        if task in ("existence", "count"):
             return " ".join(re.findall(NAMED, question))
         return question if task == "easy-vqa" else form(question)
 
